@@ -1,0 +1,1 @@
+"""krstore's own codecs, registered under the entry-point group ``krstore.codecs`` as a third party's would be."""

@@ -1,0 +1,81 @@
+"""krstore: replay memory as a storage problem.
+
+Feature archives go into small self-describing stores through pluggable codecs, and come back as batches of
+(feature, label) for any PyTorch training loop::
+
+    import krstore
+
+    store = krstore.encode("features.h5", codec="krnet", ratio=40)
+    for x, y in store.replay(batch_size=128):
+        ...
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from krstore.archives import open_archive, write_archive
+    from krstore.codec import Codec, Decoder, Kind
+    from krstore.compare import compare
+    from krstore.errors import KrstoreError
+    from krstore.extract import extract
+    from krstore.registry import codec_names, get_codec
+    from krstore.replay import Replay
+    from krstore.store.reader import Store
+    from krstore.store.reader import Store as open
+    from krstore.store.writer import encode
+
+__all__ = [
+    "Codec",
+    "Decoder",
+    "Kind",
+    "KrstoreError",
+    "Replay",
+    "Store",
+    "codec_names",
+    "compare",
+    "decode",
+    "encode",
+    "extract",
+    "get_codec",
+    "open",
+    "open_archive",
+    "verify",
+    "write_archive",
+]
+
+_HOMES = {
+    "Codec": "krstore.codec",
+    "Decoder": "krstore.codec",
+    "Kind": "krstore.codec",
+    "KrstoreError": "krstore.errors",
+    "Replay": "krstore.replay",
+    "Store": "krstore.store.reader",
+    "codec_names": "krstore.registry",
+    "compare": "krstore.compare",
+    "decode": "krstore.store.export",
+    "encode": "krstore.store.writer",
+    "extract": "krstore.extract",
+    "get_codec": "krstore.registry",
+    "open_archive": "krstore.archives",
+    "verify": "krstore.store.verify",
+    "write_archive": "krstore.archives",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import krstore` and `krstore info` need no torch."""
+    if name == "__version__":
+        return version("krstore")
+    if name == "open":
+        return __getattr__("Store")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'krstore' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

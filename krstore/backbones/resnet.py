@@ -1,0 +1,112 @@
+"""ResNet-32 for CIFAR and ResNet-18 (He et al., 2016), with the parameter names of torchvision.
+
+The papers split them into a fixed extractor F1 and a learner F2 at a basic block: ResNet-32 after block 11, which is
+the layer ``layer3.0`` with features of 64x8x8; ResNet-18 after block 6, ``layer3.1``, with 256x14x14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["BasicBlock", "ResNet", "resnet18", "resnet32", "resnet32_tail"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut.
+
+    Args:
+        shortcut: how a block that halves the grid passes its input on. ``"A"`` (the CIFAR networks of the paper):
+            every second position, the missing channels zero, half of them on either side. ``"B"``: a 1x1 convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.added = stride, outputs - inputs
+        self.downsample: nn.Module | None = None
+        if shortcut == "B" and (stride != 1 or self.added):
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.stride != 1 or self.added:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+        return F.relu(out + x)
+
+
+class ResNet(nn.Module):
+    """A residual network of basic blocks: stem, stages, global average pooling, linear classifier.
+
+    Args:
+        blocks: how many blocks each stage has.
+        widths: the channels of each stage.
+        classes: outputs of the classifier.
+        shortcut: see `BasicBlock`.
+        imagenet_stem: a 7x7 stem of stride 2 with max pooling, for 224x224 images, instead of a 3x3 one.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], classes: int, shortcut: str, imagenet_stem: bool = False
+    ) -> None:
+        super().__init__()
+        width = widths[0]
+        self.imagenet_stem = imagenet_stem
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if imagenet_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.stages = [f"layer{i}" for i in range(1, len(blocks) + 1)]
+        for name, count, outputs in zip(self.stages, blocks, widths, strict=True):
+            stride = 1 if name == "layer1" else 2
+            stage = [BasicBlock(width if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut) for i in range(count)]
+            self.add_module(name, nn.Sequential(*stage))
+            width = outputs
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, classes)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.imagenet_stem:
+            x = F.max_pool2d(x, 3, 2, 1)
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return torch.as_tensor(self.fc(x.mean((2, 3))))
+
+
+def resnet32(classes: int = 50) -> ResNet:
+    """Return the ResNet-32 of the CIFAR class-incremental papers: 463,504 parameters without the classifier."""
+    return ResNet((5, 5, 5), (16, 32, 64), classes, shortcut="A")
+
+
+def resnet18(classes: int = 100) -> ResNet:
+    """Return the standard ResNet-18, for images of 224x224."""
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, shortcut="B", imagenet_stem=True)
+
+
+class _Tail(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer3 = resnet32().get_submodule("layer3")
+        assert isinstance(layer3, nn.Sequential)
+        self.layer3 = nn.ModuleDict({str(i): layer3[i] for i in range(1, 5)})
+
+    def forward(self, features: Tensor) -> Tensor:
+        for block in self.layer3.values():
+            features = block(features)
+        return features.mean((2, 3))
+
+
+def resnet32_tail() -> nn.Module:
+    """Return the KRNet paper's task learner without its classifier: features (N, 64, 8, 8) to embeddings (N, 64).
+
+    The four blocks after ``layer3.0`` under their names in the whole network, so that its weights load by name.
+    """
+    return _Tail()

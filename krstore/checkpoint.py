@@ -1,0 +1,74 @@
+"""The state of a long fit, kept beside the target so that a killed run goes on where it was.
+
+Tensors in a safetensors file, plain values as JSON in its metadata; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krstore.errors import UsageError
+from krstore.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint"]
+
+
+class Checkpoint:
+    """One file of a fit's state.
+
+    Args:
+        path: the file; `None` keeps nothing.
+        fingerprint: names the fit (source hash, codec, config, seed, budget); another one's file is refused.
+        resume: take up an earlier state; without it, `load` finds none.
+        every: seconds between savings.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: str = "", *, resume: bool = False, every: float = 60.0) -> None:
+        self.path, self.fingerprint, self._resume, self._every = path, fingerprint, resume, every
+        self._saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.path is not None and time.monotonic() - self._saved_at >= self._every
+
+    def save(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Replace the file by this state."""
+        if self.path is None:
+            return
+        from safetensors.torch import save_file
+
+        metadata = {"fingerprint": self.fingerprint, "values": json.dumps(dict(values))}
+        with atomic_path(self.path) as temporary:
+            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Return the kept (tensors, values), or `None` when there are none or resuming was not asked for.
+
+        Raises:
+            UsageError: the file belongs to another fit.
+        """
+        if self.path is None or not self._resume or not self.path.exists():
+            return None
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            metadata = file.metadata()
+            if metadata.get("fingerprint") != self.fingerprint:
+                raise UsageError(
+                    f"{self.path} is the checkpoint of another fit (other data, options, target or seed); "
+                    "give the same options again, or leave out --resume to begin anew"
+                )
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["values"])
+
+    def discard(self) -> None:
+        """Remove the file: the fit is finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""The codec contract: what a codec is, in one screen.
+
+A codec is a class with a ``name``, a ``kind``, a typed ``Config`` and three verbs::
+
+    fit(source, context) -> fitted        expensive, once: a transform, a network, codebooks, a selection
+    pack(fitted, knob, sink)              cheap, again and again: quantise and code at one setting
+    open(payload, context) -> decoder     decoder.decode(rows) -> features, in the source's dtype
+
+Rate control is not a codec's business. The store writer turns ``--ratio``, ``--max-bytes`` or ``--max-mse`` into a
+byte budget, tells it to `fit` (`FitContext.budget`), and searches `pack` along the codec's `Knob`.
+
+A codec registers under the entry-point group ``krstore.codecs``; `docs/codec-authors.md` walks through one, and
+`krstore.testing.check_codec` puts any through the conformance suite. Payload members are named ``network/...``
+(what all samples share) or ``latent/...`` (what each sample or group has), which is how sizes are accounted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
+
+from krstore.checkpoint import Checkpoint
+from krstore.config import CodecConfig
+from krstore.progress import Progress
+from krstore.source import Array, Ids, Source, SourceSpec, SourceStats
+from krstore.store.container import MemberReader
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Codec", "Decoder", "FitContext", "Kind", "Knob", "OpenContext", "PayloadSink"]
+
+
+class Kind(StrEnum):
+    """What a codec keeps.
+
+    A dense codec decodes every sample; an exemplar codec keeps some and decodes only those (it names them with
+    `PayloadSink.keep`); a snapshot codec keeps a network's states instead of samples.
+    """
+
+    DENSE = "dense"
+    EXEMPLAR = "exemplar"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """The one setting that `pack` takes: a larger value makes a smaller file and a larger error.
+
+    Attributes:
+        low, start, high: its range, and where the search begins.
+        integer: only whole values mean something (an index into a list of settings).
+    """
+
+    low: float
+    start: float
+    high: float
+    integer: bool = False
+
+
+class PayloadSink(Protocol):
+    """Where `pack` writes. Names begin with ``network/`` or ``latent/``."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole member."""
+
+    def write_blocks(self, name: str, block_samples: int, blocks: Iterable[bytes]) -> None:
+        """Write per-sample data as blocks of `block_samples` samples (the last may hold fewer).
+
+        `krstore.store.blocks.BlockReader` reads them back.
+        """
+
+    def keep(self, ids: Ids) -> None:
+        """Say which source samples an exemplar codec keeps, in the order its decoder counts them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext:
+    """What a fit is given beside the source.
+
+    Attributes:
+        stats: what one pass over the source told; all values are finite.
+        budget: bytes the whole payload may take; `None` when the target is an error, or there is none.
+        device: a torch device, for example ``"cpu"`` or ``"cuda"``.
+        seed: of everything random.
+        checkpoint: where to keep, and find again, the state of a long fit.
+        task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
+    """
+
+    stats: SourceStats
+    budget: int | None
+    device: str
+    seed: int
+    progress: Progress
+    checkpoint: Checkpoint
+    task_model: torch.nn.Module | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenContext:
+    """What opening a payload is given: the store's facts that are not payload.
+
+    Attributes:
+        spec: of the source; `kept` of its samples are in the payload.
+        labels: of all samples in the payload, in its order; `None` without labels.
+    """
+
+    spec: SourceSpec
+    kept: int
+    labels: Ids | None
+    device: str
+
+
+class Decoder(ABC):
+    """Decodes the samples of an open store."""
+
+    @abstractmethod
+    def decode(self, rows: Ids) -> Array:
+        """Return samples (len(rows), *shape) in the source's dtype.
+
+        Rows count what the payload holds: for a dense codec they are sample IDs, for an exemplar codec positions
+        among the kept. Decoding few rows must not cost decoding all.
+
+        Raises:
+            CorruptStoreError: the payload is damaged.
+        """
+
+    def decode_tensor(self, rows: Ids) -> torch.Tensor:
+        """Return the same as a tensor, on the device where it was computed; neural codecs override this."""
+        from krstore.tensors import as_tensor
+
+        return as_tensor(self.decode(rows))
+
+
+ConfigT = TypeVar("ConfigT", bound=CodecConfig)
+FittedT = TypeVar("FittedT")
+
+
+class Codec(ABC, Generic[ConfigT, FittedT]):
+    """A way to encode a source into a payload, and to decode any samples of it.
+
+    A constructor only stores its config; equality and repr follow from it.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind] = Kind.DENSE
+    lossless: ClassVar[bool] = False
+    Config: ClassVar[type[CodecConfig]] = CodecConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.config == getattr(other, "config", None)
+
+    def __hash__(self) -> int:
+        return hash((type(self), msgspec.json.encode(self.config)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config!r})"
+
+    def validate(self, spec: SourceSpec) -> None:  # noqa: B027 - accepting everything is a valid answer
+        """Refuse, before any data moves, a source that this codec cannot encode.
+
+        Raises:
+            UsageError: says what is accepted.
+        """
+
+    @abstractmethod
+    def fit(self, source: Source, context: FitContext) -> FittedT:
+        """Learn from the source whatever decoding needs, within bounded memory, for `context.budget` bytes.
+
+        Raises:
+            TargetUnreachableError: no setting fits the budget.
+        """
+
+    @abstractmethod
+    def pack(self, fitted: FittedT, knob: float, sink: PayloadSink) -> None:
+        """Quantise and code what was fitted at one setting, streaming into the sink. Leaves `fitted` as it was."""
+
+    def knob(self, fitted: FittedT) -> Knob | None:
+        """Return the range of `pack`'s setting; `None` when `pack` has none and is called with 0."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
+        """Open a payload for decoding. Needs nothing but the payload's bytes and the context."""

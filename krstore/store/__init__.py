@@ -1,0 +1,1 @@
+"""Stores: the `.krs` file, its format, and how one is written and read."""

@@ -1,0 +1,129 @@
+"""Per-sample payload in blocks: an index, a checksum a block, and scattered reads that touch only what they need.
+
+Two members make one sequence of blocks: `NAME` holds the blocks' bytes one after another, `NAME.index` how many
+samples a block has, every block's size, and its CRC-32. One damaged block is named; the rest stays readable.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from krstore.errors import CorruptStoreError
+from krstore.source import Array, Ids
+from krstore.store.container import MemberReader
+
+__all__ = ["BlockBytes", "BlockReader", "block_index", "check_blocks", "samples_per_block"]
+
+_HEAD = struct.Struct("<IIB")
+_WIDTHS = {2: "<u2", 4: "<u4"}
+
+
+def samples_per_block(bytes_per_sample: float) -> int:
+    """Return how many samples to put into a block: about 4 kB of them, from 4 (large samples) to 64 (tiny ones)."""
+    return int(min(64, max(4, round(4096 / max(1.0, bytes_per_sample)))))
+
+
+def block_index(block_samples: int, sizes: list[int], checksums: list[int]) -> bytes:
+    """Return the bytes of an index member."""
+    width = 2 if max(sizes, default=0) < 1 << 16 else 4
+    head = _HEAD.pack(block_samples, len(sizes), width)
+    return head + np.array(sizes, _WIDTHS[width]).tobytes() + np.array(checksums, "<u4").tobytes()
+
+
+class BlockBytes:
+    """The checked bytes of the blocks of a sequence.
+
+    Args:
+        payload: where the members are.
+        name: the block member; its index is `NAME.index`.
+        samples: how many samples the sequence holds.
+
+    Raises:
+        CorruptStoreError: the index contradicts the member's size or the number of samples.
+    """
+
+    def __init__(self, payload: MemberReader, name: str, samples: int) -> None:
+        self._payload, self._name, self._samples = payload, name, samples
+        index = payload.read(f"{name}.index")
+        try:
+            self.per_block, count, width = _HEAD.unpack_from(index)
+            if len(index) != _HEAD.size + count * (width + 4):
+                raise ValueError(f"{len(index)} bytes for {count} blocks")
+            sizes = np.frombuffer(index, _WIDTHS[width], count, _HEAD.size).astype(np.int64)
+        except (struct.error, ValueError, KeyError) as error:
+            raise CorruptStoreError(f"the index of {name!r} is malformed: {error}") from error
+        self._checksums = np.frombuffer(index, "<u4", count, _HEAD.size + count * width)
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        expected = -(-samples // self.per_block) if self.per_block else -1
+        if count != expected or sizes.sum() != payload.size(name):
+            raise CorruptStoreError(
+                f"the index of {name!r} lists {count} blocks of {self.per_block} samples, {sizes.sum()} bytes; "
+                f"expected {samples} samples and {payload.size(name)} bytes"
+            )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def samples(self, number: int) -> int:
+        """Return how many samples a block holds."""
+        return min(self.per_block, self._samples - number * self.per_block)
+
+    def read(self, number: int) -> bytes:
+        """Return one block's bytes.
+
+        Raises:
+            CorruptStoreError: they do not match their checksum; the block and its samples are named.
+        """
+        start, end = int(self._starts[number]), int(self._ends[number])
+        data = self._payload.read_at(self._name, start, end - start)
+        if zlib.crc32(data) != self._checksums[number]:
+            first = number * self.per_block
+            raise CorruptStoreError(
+                f"block {number} of {self._name!r} (samples {first} to {first + self.samples(number) - 1}) does not "
+                "match its checksum; the other blocks are readable"
+            )
+        return data
+
+
+class BlockReader:
+    """Decodes the samples of given IDs out of a block sequence, touching only their blocks.
+
+    Args:
+        payload, name, samples: as for `BlockBytes`.
+        unpack: turns (a block's bytes, its number of samples) into an array (samples, ...).
+    """
+
+    def __init__(self, payload: MemberReader, name: str, samples: int, unpack: Callable[[bytes, int], Array]) -> None:
+        self._blocks = BlockBytes(payload, name, samples)
+        self._unpack = unpack
+
+    def read(self, ids: Ids) -> Array:
+        """Return what was stored for these samples (len(ids), ...), in this order."""
+        numbers, within = np.divmod(ids, self._blocks.per_block)
+        order = np.argsort(numbers, kind="stable")
+        wanted, starts = np.unique(numbers[order], return_index=True)
+        out: Array | None = None
+        for number, places in zip(wanted, np.split(order, starts[1:]), strict=True):
+            block = self._unpack(self._blocks.read(int(number)), self._blocks.samples(int(number)))
+            if out is None:
+                out = np.empty((len(ids), *block.shape[1:]), block.dtype)
+            out[places] = block[within[places]]
+        if out is None:
+            return self._unpack(self._blocks.read(0), self._blocks.samples(0))[:0]
+        return out
+
+
+def check_blocks(payload: MemberReader, name: str, samples: int) -> None:
+    """Read every block of a sequence.
+
+    Raises:
+        CorruptStoreError: names the first damaged block and its samples.
+    """
+    blocks = BlockBytes(payload, name, samples)
+    for number in range(len(blocks)):
+        blocks.read(number)

@@ -1,0 +1,89 @@
+"""How far decoded samples are from their source, in one streamed pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from krstore.progress import SILENT, Progress
+from krstore.source import Array, Ids, Source, SourceStats, class_indices, to_channels_first
+from krstore.store.header import Quality
+
+__all__ = ["measure"]
+
+
+def measure(
+    source: Source, decode: Callable[[Ids], Array], stats: SourceStats, kept: Ids | None, progress: Progress = SILENT
+) -> Quality:
+    """Compare a source with its decoding.
+
+    Args:
+        source: the samples as they were.
+        decode: returns the decoded samples (len(rows), *shape) of payload rows.
+        stats: of the source.
+        kept: the source IDs of the payload's rows, for an exemplar codec; `None` when rows are IDs.
+    """
+    spec = source.spec
+    count = spec.samples if kept is None else len(kept)
+    squared, cosine, max_abs = np.zeros(count), np.zeros(count), 0.0
+    by_channel = np.zeros(spec.channels)
+    rows_per_chunk = max(1, (16 << 20) // max(1, spec.sample_bytes))
+    with progress.task("measure", count) as task:
+        for start in range(0, count, rows_per_chunk):
+            rows = np.arange(start, min(start + rows_per_chunk, count))
+            truth = _channels(source.read(rows if kept is None else kept[rows]), spec.channel_axis)
+            decoded = _channels(decode(rows), spec.channel_axis)
+            norms = np.sqrt(np.square(truth).sum(axis=(1, 2)) * np.square(decoded).sum(axis=(1, 2)))
+            dots = (truth * decoded).sum(axis=(1, 2))
+            both_zero = ~(truth.any(axis=(1, 2)) | decoded.any(axis=(1, 2)))
+            cosine[rows] = np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero)
+            truth -= decoded
+            max_abs = max(max_abs, float(np.abs(truth).max(initial=0)))
+            np.square(truth, out=truth)
+            squared[rows] = truth.sum(axis=(1, 2))
+            by_channel += truth.sum(axis=(0, 2))
+            task.advance(len(rows))
+    mse = float(squared.sum() / (count * spec.elements))
+    alive = stats.range > 0
+    scaled = np.divide(by_channel, np.square(stats.range), out=np.zeros_like(by_channel), where=alive)
+    span = float(stats.maximum.max() - stats.minimum.min())
+    labels = source.labels if kept is None or source.labels is None else source.labels[kept]
+    return Quality(
+        mse=mse,
+        mse_normalised=float(scaled.sum() / (count * spec.elements)),
+        nmse=mse / stats.variance if stats.variance > 0 else 0.0,
+        psnr=10 * math.log10(span**2 / mse) if mse > 0 and span > 0 else None,
+        max_abs=max_abs,
+        cosine=float(cosine.mean()),
+        per_class=tuple(float(squared[ids].mean() / spec.elements) for ids in class_indices(labels).values()),
+        coverage_mse=None if kept is None else _coverage(source, decode, kept),
+    )
+
+
+def _channels(values: Array, channel_axis: int | None) -> NDArray[np.float64]:
+    return to_channels_first(values, channel_axis).astype(np.float64)
+
+
+def _coverage(source: Source, decode: Callable[[Ids], Array], kept: Ids) -> float | None:
+    """Mean over all samples of the squared distance per element to the nearest kept exemplar of their class;
+    `None` when a class has no exemplar."""
+    classes = class_indices(source.labels) or {0: np.arange(source.spec.samples)}
+    row_of = {int(sample): row for row, sample in enumerate(kept)}
+    nearest = np.full(source.spec.samples, np.inf)
+    for members in classes.values():
+        rows = np.array([row_of[int(i)] for i in members if int(i) in row_of], np.int64)
+        if not len(rows):
+            return None
+        exemplars = decode(rows).reshape(len(rows), -1).astype(np.float64)
+        step = max(1, (16 << 20) // max(1, source.spec.sample_bytes))
+        for start in range(0, len(members), step):
+            ids = members[start : start + step]
+            samples = source.read(ids).reshape(len(ids), -1).astype(np.float64)
+            distances = (
+                np.square(samples).sum(1)[:, None] + np.square(exemplars).sum(1) - 2 * samples @ exemplars.T
+            )
+            nearest[ids] = np.maximum(0, distances.min(axis=1))
+    return float(nearest.mean() / source.spec.elements)

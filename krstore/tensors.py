@@ -1,0 +1,45 @@
+"""Between NumPy and torch: dtypes, devices, and the seeds of everything random."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from krstore.errors import UsageError
+from krstore.source import Array
+
+__all__ = ["as_array", "as_tensor", "resolve_device"]
+
+
+def resolve_device(device: str) -> str:
+    """Return the torch device to use; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: the device is not known, or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} is not available ({str(error).splitlines()[0]}); try auto or cpu") from None
+    return device
+
+
+def as_tensor(values: Array) -> torch.Tensor:
+    """Return an array as a CPU tensor of the same dtype, bfloat16 included; the memory is the tensor's own."""
+    if values.dtype.name == "bfloat16":
+        return torch.from_numpy(values.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(values, order="C"))
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """Return a tensor as a NumPy array of the same dtype, bfloat16 included."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(tensor.numpy())
