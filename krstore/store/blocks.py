@@ -6,9 +6,11 @@ samples a block has, every block's size, and its CRC-32. One damaged block is na
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from krstore.source import Array, Ids
 from krstore.store.container import MemberReader
 
 __all__ = ["BlockBytes", "BlockReader", "block_index", "check_blocks", "samples_per_block"]
+
+THREADS = min(4, os.cpu_count() or 1)
+PARALLEL_FROM = 16
 
 _HEAD = struct.Struct("<IIB")
 _WIDTHS = {2: "<u2", 4: "<u4"}
@@ -95,7 +100,8 @@ class BlockReader:
 
     Args:
         payload, name, samples: as for `BlockBytes`.
-        unpack: turns (a block's bytes, its number of samples) into an array (samples, ...).
+        unpack: turns (a block's bytes, its number of samples) into an array (samples, ...); called from several
+            threads at once.
     """
 
     def __init__(self, payload: MemberReader, name: str, samples: int, unpack: Callable[[bytes, int], Array]) -> None:
@@ -104,18 +110,31 @@ class BlockReader:
 
     def read(self, ids: Ids) -> Array:
         """Return what was stored for these samples (len(ids), ...), in this order."""
+        if not len(ids):
+            return self._block(0)[:0]
         numbers, within = np.divmod(ids, self._blocks.per_block)
         order = np.argsort(numbers, kind="stable")
         wanted, starts = np.unique(numbers[order], return_index=True)
-        out: Array | None = None
-        for number, places in zip(wanted, np.split(order, starts[1:]), strict=True):
-            block = self._unpack(self._blocks.read(int(number)), self._blocks.samples(int(number)))
-            if out is None:
-                out = np.empty((len(ids), *block.shape[1:]), block.dtype)
-            out[places] = block[within[places]]
-        if out is None:
-            return self._unpack(self._blocks.read(0), self._blocks.samples(0))[:0]
+        places = np.split(order, starts[1:])
+        first = self._block(int(wanted[0]))
+        out = np.empty((len(ids), *first.shape[1:]), first.dtype)
+        out[places[0]] = first[within[places[0]]]
+
+        def fill(start: int) -> None:
+            for number, rows in zip(wanted[start:stop:THREADS], places[start:stop:THREADS], strict=True):
+                out[rows] = self._block(int(number))[within[rows]]
+
+        stop = len(wanted)
+        if stop < PARALLEL_FROM:
+            for start in range(1, min(stop, THREADS + 1)):
+                fill(start)
+        else:
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(fill, range(1, THREADS + 1)))
         return out
+
+    def _block(self, number: int) -> Array:
+        return self._unpack(self._blocks.read(number), self._blocks.samples(number))
 
 
 def check_blocks(payload: MemberReader, name: str, samples: int) -> None:
