@@ -82,12 +82,12 @@ class _RawDecoder(Decoder):
     def decode(self, rows: Ids) -> Array:
         return self._blocks.read(rows)
 
-    def _unpack(self, data: bytes, samples: int) -> Array:
+    def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
         try:
-            words = _unpack_words(data, samples * self._elements, self._dtype.itemsize)
+            words = _unpack_words(blocks, [n * self._elements for n in samples], self._dtype.itemsize)
         except (zstandard.ZstdError, ValueError, struct.error) as error:
-            raise CorruptStoreError(f"a block of {samples} raw samples is malformed: {error}") from error
-        return words.view(self._dtype).reshape(samples, *self._shape)
+            raise CorruptStoreError(f"a block of raw samples is malformed: {error}") from error
+        return words.view(self._dtype).reshape(sum(samples), *self._shape)
 
 
 def _pack_words(values: Array, compressor: zstandard.ZstdCompressor) -> bytes:
@@ -107,29 +107,33 @@ def _pack_words(values: Array, compressor: zstandard.ZstdCompressor) -> bytes:
     return _HEAD.pack(len(mask), len(top), worth_it) + mask + top + (packed if worth_it else planes)
 
 
-def _unpack_words(data: bytes, count: int, itemsize: int) -> Array:
-    """Undo `_pack_words` for `count` elements.
+def _unpack_words(blocks: list[bytes], counts: list[int], itemsize: int) -> Array:
+    """Undo `_pack_words` for blocks of `counts` elements, all at once: NumPy is slow on small pieces.
 
     Raises:
         ValueError, zstandard.ZstdError, struct.error: the bytes are malformed.
     """
     zstd = zstandard.ZstdDecompressor()
     if itemsize == 1:
-        return np.frombuffer(_inflate(zstd, data, count), np.uint8)
-    mask_size, top_size, worth_it = _HEAD.unpack_from(data)
-    body = memoryview(data)[_HEAD.size :]
-    mask = np.frombuffer(_inflate(zstd, body[:mask_size], -(-count // 8)), np.uint8)
-    alive = np.unpackbits(mask, count=count).view(bool)
-    kept = int(np.count_nonzero(alive))
-    rest = body[mask_size + top_size :]
-    octets = np.empty((kept, itemsize), np.uint8)
-    octets[:, -1] = np.frombuffer(_inflate(zstd, body[mask_size : mask_size + top_size], kept), np.uint8)
-    lower = itemsize - 1
-    planes = _inflate(zstd, rest, kept * lower) if worth_it else rest
-    for plane, octet in enumerate(np.frombuffer(planes, np.uint8).reshape(lower, kept)):
-        octets[:, plane] = octet
-    words = octets.view(f"<u{itemsize}")[:, 0]
-    out = np.zeros(count, words.dtype)
+        joined = b"".join(_inflate(zstd, data, count) for data, count in zip(blocks, counts, strict=True))
+        return np.frombuffer(joined, np.uint8)
+    alive = np.empty(sum(counts), bool)
+    octets = np.empty((sum(counts), itemsize), np.uint8)
+    start = kept = 0
+    for data, count in zip(blocks, counts, strict=True):
+        mask_size, top_size, packed = _HEAD.unpack_from(data)
+        body = memoryview(data)[_HEAD.size :]
+        mask = np.frombuffer(_inflate(zstd, body[:mask_size], -(-count // 8)), np.uint8)
+        alive[start : start + count] = np.unpackbits(mask, count=count)
+        own = int(np.count_nonzero(alive[start : start + count]))
+        rest = body[mask_size + top_size :]
+        planes = _inflate(zstd, rest, own * (itemsize - 1)) if packed else rest
+        top = np.frombuffer(_inflate(zstd, body[mask_size : mask_size + top_size], own), np.uint8)
+        for plane, octet in enumerate([*np.frombuffer(planes, np.uint8).reshape(itemsize - 1, own), top]):
+            octets[kept : kept + own, plane] = octet
+        start, kept = start + count, kept + own
+    words = octets[:kept].view(f"<u{itemsize}")[:, 0]
+    out = np.zeros(sum(counts), words.dtype)
     out[np.flatnonzero(alive)] = (words >> 1) | (words << (8 * itemsize - 1))
     return out
 

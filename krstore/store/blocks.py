@@ -21,7 +21,7 @@ from krstore.store.container import MemberReader
 __all__ = ["BlockBytes", "BlockReader", "block_index", "check_blocks", "samples_per_block"]
 
 THREADS = min(4, os.cpu_count() or 1)
-PARALLEL_FROM = 16
+GROUP_SAMPLES = 256
 
 _HEAD = struct.Struct("<IIB")
 _WIDTHS = {2: "<u2", 4: "<u4"}
@@ -100,41 +100,34 @@ class BlockReader:
 
     Args:
         payload, name, samples: as for `BlockBytes`.
-        unpack: turns (a block's bytes, its number of samples) into an array (samples, ...); called from several
-            threads at once.
+        unpack: turns (blocks' bytes, their numbers of samples) into an array (all their samples, ...); called from
+            several threads at once.
     """
 
-    def __init__(self, payload: MemberReader, name: str, samples: int, unpack: Callable[[bytes, int], Array]) -> None:
+    def __init__(
+        self, payload: MemberReader, name: str, samples: int, unpack: Callable[[list[bytes], list[int]], Array]
+    ) -> None:
         self._blocks = BlockBytes(payload, name, samples)
         self._unpack = unpack
 
     def read(self, ids: Ids) -> Array:
         """Return what was stored for these samples (len(ids), ...), in this order."""
-        if not len(ids):
-            return self._block(0)[:0]
         numbers, within = np.divmod(ids, self._blocks.per_block)
-        order = np.argsort(numbers, kind="stable")
-        wanted, starts = np.unique(numbers[order], return_index=True)
-        places = np.split(order, starts[1:])
-        first = self._block(int(wanted[0]))
-        out = np.empty((len(ids), *first.shape[1:]), first.dtype)
-        out[places[0]] = first[within[places[0]]]
-
-        def fill(start: int) -> None:
-            for number, rows in zip(wanted[start:stop:THREADS], places[start:stop:THREADS], strict=True):
-                out[rows] = self._block(int(number))[within[rows]]
-
-        stop = len(wanted)
-        if stop < PARALLEL_FROM:
-            for start in range(1, min(stop, THREADS + 1)):
-                fill(start)
-        else:
+        wanted, place = np.unique(numbers, return_inverse=True)
+        step = max(1, GROUP_SAMPLES // self._blocks.per_block)
+        groups = [wanted[start : start + step] for start in range(0, len(wanted), step)]
+        if len(groups) > 1:
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(fill, range(1, THREADS + 1)))
-        return out
+                parts = list(pool.map(self._group, groups))
+        else:
+            parts = [self._group(group) for group in groups] or [self._group(np.zeros(1, np.int64))[:0]]
+        decoded = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        rows = place * self._blocks.per_block + within
+        return decoded if np.array_equal(rows, np.arange(len(decoded))) else decoded[rows]
 
-    def _block(self, number: int) -> Array:
-        return self._unpack(self._blocks.read(number), self._blocks.samples(number))
+    def _group(self, numbers: Ids) -> Array:
+        blocks = [self._blocks.read(int(number)) for number in numbers]
+        return self._unpack(blocks, [self._blocks.samples(int(number)) for number in numbers])
 
 
 def check_blocks(payload: MemberReader, name: str, samples: int) -> None:
