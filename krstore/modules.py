@@ -1,0 +1,98 @@
+"""Networks by name: a factory to import, and weights from a safetensors file; nothing is unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from krstore.errors import UnknownNameError, UsageError
+
+__all__ = ["load_module"]
+
+
+def load_module(spec: str, weights: str | Path | None = None) -> torch.nn.Module:
+    """Build a network, load its weights by name, and freeze it in eval mode.
+
+    Args:
+        spec: ``"package.module:factory"``, a callable that returns a `torch.nn.Module` without arguments, for example
+            ``"krstore.backbones:resnet32"``. Modules of the current folder are found too, after installed ones.
+        weights: a safetensors file. Names that the network does not have are ignored, so that the weights of a whole
+            network load into a part of it; `None` keeps what the factory initialised.
+
+    Raises:
+        UsageError: the spec is malformed, its import or its call fails, it returns no module, or the file cannot be
+            read, lacks a name of the network, or has it in another shape.
+    """
+    module = _build(spec)
+    if weights is not None:
+        _load(module, Path(weights), spec)
+    return module.eval().requires_grad_(False)
+
+
+def _build(spec: str) -> torch.nn.Module:
+    path, colon, name = spec.partition(":")
+    if not (path and colon and name):
+        raise UsageError(f"{spec!r} names no factory; expected package.module:factory, as krstore.backbones:resnet32")
+    with _current_folder():
+        try:
+            home = importlib.import_module(path)
+        except Exception as error:  # another's code runs here, and may raise anything
+            raise UsageError(f"{path!r} of {spec!r} cannot be imported: {error}") from error
+        factory = getattr(home, name, None)
+        if factory is None:
+            public = getattr(home, "__all__", [n for n in vars(home) if not n.startswith("_")])
+            raise UnknownNameError(f"factory of {path}", name, [n for n in public if callable(getattr(home, n, None))])
+        try:
+            module = factory()
+        except Exception as error:  # as above
+            raise UsageError(f"{spec} without arguments failed: {type(error).__name__}: {error}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"{spec} returned a {type(module).__name__}; expected a torch.nn.Module")
+    return module
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """Search the current folder last: its modules are found, and shadow nothing."""
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _load(module: torch.nn.Module, path: Path, spec: str) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file; expected weights in safetensors format")
+    # batch norm counts its training batches; no output in eval mode depends on it, and many files leave it out
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    try:
+        with safe_open(path, "pt") as file:
+            present = set(file.keys())
+            missing = sorted(wanted.keys() - present)
+            if missing:
+                raise UsageError(
+                    f"{path} lacks {len(missing)} of the {len(wanted)} weights of {spec}: {_some(missing)}"
+                )
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in wanted}
+            odd = [f"{n} is {shapes[n]}, expected {tuple(t.shape)}" for n, t in wanted.items() if shapes[n] != t.shape]
+            if odd:
+                raise UsageError(f"{path} does not fit {spec}: {_some(odd)}")
+            loaded: dict[str, Any] = {name: file.get_tensor(name) for name in wanted}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors: {error}") from error
+    module.load_state_dict(loaded, strict=False)
+
+
+def _some(items: list[str], most: int = 8) -> str:
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
