@@ -1,0 +1,273 @@
+"""krnet: a network overfit so that a sample's ID decodes to its features (Zhang et al., KRNet, 2022).
+
+    ID -> (group m, local n) -> [FC(v_s[m]), FC(roll(v_d[m], n))] = e -> feature decoder -> features
+
+Samples of a class form groups of at most H. A group has a static vector, shared by its samples, and a dynamic vector,
+of which each sample sees a rotation of its own (Eq. 1). There is no encoder, and almost nothing is stored by sample:
+2 H numbers a group. Everything else is the network, so ours counts it: sized to the byte target, its weights
+quantised (the last of the training runs through the quantiser) and entropy-coded. The presets ``paper-cifar`` and
+``paper-imagenet`` are the paper's own networks and training, stored as float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
+from krstore.errors import TargetUnreachableError, UsageError
+from krstore.source import Ids, Source, SourceSpec, class_indices
+from krstore.store.container import MemberReader
+from krstore.store.rate import DEFAULT_RATIO
+from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FullyConnected
+from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
+from krstore_codecs._normalise import Normaliser, grid_shape
+from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
+
+__all__ = ["BatchedIdEmbedding", "Groups", "KRNet", "KRNetConfig", "KRNetModule"]
+
+EMBEDDING = "latent/embedding"
+LATENT_PREFIX = "embedding.vectors."
+
+
+class KRNetConfig(NeuralConfig):
+    """Options of krnet; sizes that are none are chosen for the byte target."""
+
+    group_size: Annotated[Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")] = None
+    d0: Annotated[Positive | None, msgspec.Meta(description="outputs of the decoder's first FC layer")] = None
+    c0: Annotated[Positive | None, msgspec.Meta(description="channels before the deconvolution")] = None
+    c1: Annotated[Positive | None, msgspec.Meta(description="channels after it; none: as many as the features")] = None
+    stride: Annotated[int, msgspec.Meta(ge=1, le=4, description="of the deconvolution")] = 1
+    head: Annotated[
+        Literal["module", "plain"],
+        msgspec.Meta(description="last convolution: module (paper: depthwise, group norm, leaky ReLU) or plain (dense)"),
+    ] = "plain"
+    weight_bits: Annotated[
+        float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
+    ] = 4.0
+    gamma: Annotated[float, msgspec.Meta(ge=0, description="weight of Eq. 3's second term, with --task-model")] = 1e-3
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group, and which place in it, every sample has.
+
+    Attributes:
+        group: m of each sample (N,).
+        local: n of each sample (N,), below H.
+        count: M, the number of groups.
+    """
+
+    group: Ids
+    local: Ids
+    count: int
+
+    @classmethod
+    def of(cls, labels: Ids | None, samples: int, size: int) -> Groups:
+        """Group the samples of each class, in order of label then ID; all samples as one class without labels.
+
+        M is the sum over classes of ceil(N_c / H).
+        """
+        group, local = np.empty(samples, np.int64), np.empty(samples, np.int64)
+        count = 0
+        classes = class_indices(labels) or {0: np.arange(samples)}
+        for ids in classes.values():
+            more, local[ids] = np.divmod(np.arange(len(ids)), size)
+            group[ids] = count + more
+            count += -(-len(ids) // size)
+        return cls(group, local, count)
+
+
+class BatchedIdEmbedding(nn.Module):
+    """Group and local IDs to embeddings (n, 2H): KRNet paper, Sec. III-A1.
+
+    Multiplying by A_n of Eq. 1 is the rotation (A_n v)_i = v[(i + n) mod H].
+    """
+
+    def __init__(self, groups: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.vectors = nn.ParameterDict({name: torch.randn(groups, size) for name in ("static", "dynamic")})
+        self.static_fc = FullyConnected(size, size)
+        self.dynamic_fc = FullyConnected(size, size)
+
+    def forward(self, group: Tensor, local: Tensor) -> Tensor:
+        """Embed group IDs (n,) and local IDs (n,)."""
+        turn = (local[:, None] + torch.arange(self.size, device=local.device)) % self.size
+        dynamic = self.vectors["dynamic"][group].gather(1, turn)
+        return torch.cat([self.static_fc(self.vectors["static"][group]), self.dynamic_fc(dynamic)], dim=1)
+
+
+class KRNetSizes(msgspec.Struct, frozen=True):
+    """What rebuilds the network: groups, H, the decoder's sizes, and how the weights are stored."""
+
+    groups: Annotated[int, msgspec.Meta(ge=1)]
+    group_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 24)]
+    decoder: DecoderSizes
+    weights: Literal["quantised", "float32"]
+
+
+class KRNetModule(nn.Module):
+    """The whole network: group and local IDs (n,) to features (n, C, H, W) in [0, 1]."""
+
+    def __init__(self, sizes: KRNetSizes) -> None:
+        super().__init__()
+        self.embedding = BatchedIdEmbedding(sizes.groups, sizes.group_size)
+        self.decoder = FeatureDecoder(sizes.decoder)
+
+    def forward(self, group: Tensor, local: Tensor) -> Tensor:
+        """Recite samples."""
+        return torch.as_tensor(self.decoder(self.embedding(group, local)))
+
+
+@dataclass(frozen=True)
+class FittedKRNet:
+    """A trained network with its quantiser's steps."""
+
+    sizes: KRNetSizes
+    normaliser: Normaliser
+    state: dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+    quantiser: WeightQuantiser | None
+
+
+class KRNet(Codec[KRNetConfig, FittedKRNet]):
+    """A network that recites a sample's features from its ID."""
+
+    name = "krnet"
+    Config: ClassVar = KRNetConfig
+    presets: ClassVar = {
+        "paper-cifar": {
+            "group_size": 512, "d0": 1024, "c0": 512, "stride": 1, "head": "module", "gamma": 1e-3,
+            "batch_size": 1000, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+        },
+        "paper-imagenet": {
+            "group_size": 512, "d0": 1536, "c0": 1024, "stride": 2, "head": "module", "gamma": 5e-4,
+            "batch_size": 1000, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+        },
+        "fast": {"iterations": 400},
+    }  # fmt: skip
+
+    def fit(self, source: Source, context: FitContext) -> FittedKRNet:
+        """Train the network on Eq. 3: L_kr1 in [0, 1] units, plus gamma L_kr2 when a task network is given."""
+        budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)
+        sizes = choose_sizes(self.config, source.spec, source.labels, budget)
+        context.progress.note(f"krnet: {sizes.groups} groups of {sizes.group_size}, {sizes.decoder}")
+        normaliser = Normaliser.of(source.spec, context.stats)
+        groups = Groups.of(source.labels, source.spec.samples, sizes.group_size)
+        group, local = (torch.from_numpy(v).to(context.device) for v in (groups.group, groups.local))
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            network = KRNetModule(sizes)
+        quantiser = WeightQuantiser(network, fine=LATENT_PREFIX) if sizes.weights == "quantised" else None
+        network.to(context.device)
+        task_model = context.task_model.to(context.device) if context.task_model is not None else None
+
+        def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+            picked = ids.to(context.device)
+            recited = network(group[picked], local[picked])
+            first = (recited.float() - grids).square().flatten(1).sum(1).mean()
+            total = first
+            if task_model is not None:
+                seen, truth = (task_model(normaliser.to_features(normaliser.unscale(g))) for g in (recited.float(), grids))
+                total = first + self.config.gamma * (seen - truth).square().flatten(1).sum(1).mean()
+            return total, first / grids[0].numel()
+
+        batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
+        room = budget - 8 * source.spec.channels - 400
+        Trainer(self.config, context, network, batches, loss, quantiser, room).run()
+        state = {name: value.cpu().numpy() for name, value in plain_state(network).items()}
+        return FittedKRNet(sizes, normaliser, state, quantiser)
+
+    def knob(self, fitted: FittedKRNet) -> Knob | None:
+        """Return the factor on the quantiser's steps; 1 is what the network was trained for."""
+        return None if fitted.quantiser is None else Knob(0.25, 1.0, 4.0)
+
+    def pack(self, fitted: FittedKRNet, knob: float, sink: PayloadSink) -> None:
+        """Quantise and code network and embeddings."""
+        steps = None if fitted.quantiser is None else fitted.quantiser.steps(knob)
+        sink.write(SIZES, msgspec.json.encode(fitted.sizes))
+        sink.write(NORMALISER, fitted.normaliser.to_bytes())
+        for member, latent in ((WEIGHTS, False), (EMBEDDING, True)):
+            part = {n: v for n, v in fitted.state.items() if n.startswith(LATENT_PREFIX) == latent}
+            own = None if steps is None else {name: steps[name] for name in part if name in steps}
+            sink.write(member, pack_weights(part, own))
+
+    @classmethod
+    def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
+        """Rebuild the network."""
+        return _KRNetDecoder(payload, context)
+
+
+class _KRNetDecoder(NeuralDecoder):
+    def __init__(self, payload: MemberReader, context: OpenContext) -> None:
+        super().__init__(payload, context)
+        sizes = read_sizes(payload, KRNetSizes, context)
+        self._groups = Groups.of(context.labels, context.kept, sizes.group_size)
+        if self._groups.count != sizes.groups:
+            raise ValueError(f"{sizes.groups} groups of {sizes.group_size} for samples that make {self._groups.count}")
+        members = {"": WEIGHTS, LATENT_PREFIX: EMBEDDING}
+        quantised = sizes.weights == "quantised"
+        self._network = unpack_network(
+            lambda: KRNetModule(sizes), members, payload, quantised=quantised, device=self.device
+        )
+
+    def grids(self, rows: Ids) -> Tensor:
+        group, local = (torch.from_numpy(v[rows]).to(self.device) for v in (self._groups.group, self._groups.local))
+        return torch.as_tensor(self._network(group, local))
+
+
+def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budget: int) -> KRNetSizes:
+    """Return the given sizes, and for those left open the ones that spend the budget.
+
+    H stays small where the budget is: the two FC layers on the embeddings cost 2 H^2 weights. c0 grows slowly, since
+    the deconvolution is where the operations are, and d0, where the weights are, takes what is left.
+
+    Raises:
+        TargetUnreachableError: the smallest network does not fit.
+        UsageError: sizes that contradict each other.
+    """
+    channels, height, columns = grid_shape(spec)
+    weights = max(1.0, budget * 8 / config.weight_bits) if config.weights == "quantised" else budget / 4
+    size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(weights / 16))))))
+    groups = Groups.of(labels, spec.samples, size).count
+    positions = -(-height // config.stride) * -(-columns // config.stride)
+    c0 = config.c0 or int(min(512, max(8, 8 * round(np.sqrt(weights / positions) / 32))))
+    c1 = config.c1 or channels
+    if config.head == "module" and c1 != channels:
+        raise UsageError(f"c1={c1}: the paper's last convolution is depthwise, so c1 is the features' {channels} channels")
+
+    def sizes(d0: int) -> KRNetSizes:
+        decoder = DecoderSizes(
+            width=2 * size, d0=d0, c0=c0, c1=c1, stride=config.stride, channels=channels, height=height,
+            columns=columns, head=config.head,
+        )  # fmt: skip
+        return KRNetSizes(groups, size, decoder, config.weights)
+
+    if config.d0 is not None:
+        return sizes(config.d0)
+    low, high = 8, 1 << 16
+    smallest = _estimate(sizes(low), config)
+    if smallest > budget:
+        raise TargetUnreachableError(
+            f"krnet: its smallest network here takes about {smallest:,.0f} bytes; the target leaves {budget:,}. "
+            "Ask for a larger file, or try another codec"
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _estimate(sizes(middle), config) <= budget else (low, middle)
+    return sizes(low - low % 2)
+
+
+def _estimate(sizes: KRNetSizes, config: KRNetConfig) -> float:
+    """Return the bytes that a network of these sizes will take."""
+    with torch.device("meta"):
+        parameters = list(KRNetModule(sizes).parameters())
+    if config.weights == "float32":
+        return 4.0 * sum(p.numel() for p in parameters)
+    return sum(p.numel() * config.weight_bits / 8 if p.dim() > 1 else 2 * p.numel() for p in parameters) + 1000
