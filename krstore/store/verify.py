@@ -1,18 +1,147 @@
-"""Reading a whole store to prove it intact."""
+"""Proving a store intact: its checksums, its decoding, and its quality against the archive it was encoded from."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
-from krstore.errors import CorruptStoreError
+import msgspec
+import numpy as np
+
+from krstore.archives import open_archive
+from krstore.errors import ArchiveError, CorruptStoreError
+from krstore.progress import SILENT, Progress
+from krstore.source import CHUNK_BYTES, Source, SourceStats, scan
 from krstore.store.blocks import check_blocks
 from krstore.store.container import Container
-from krstore.store.header import Header
+from krstore.store.header import Header, Quality
+from krstore.store.quality import measure
+from krstore.store.reader import Store
 
-__all__ = ["check_members"]
+__all__ = ["TOLERANCE", "VerifyReport", "check_members", "verify"]
 
 PIECE = 16 << 20
+TOLERANCE = 1e-6
+
+
+class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `verify` found; damage is an exception, not a report.
+
+    Attributes:
+        path: the store.
+        members: the bytes of each member whose checksum was compared.
+        decoded: how many samples were decoded.
+        quality: as measured again, where an archive was given.
+        differences: by name, (in the header, measured again) of each figure of the quality that differs by more
+            than `TOLERANCE`, relative.
+    """
+
+    path: str
+    members: dict[str, int]
+    decoded: int = 0
+    quality: Quality | None = None
+    differences: dict[str, tuple[float | None, float | None]] = {}
+
+    @property
+    def ok(self) -> bool:
+        """Whether the quality, as far as it was measured again, is the one the header states."""
+        return not self.differences
+
+
+def verify(
+    path: str | Path,
+    *,
+    decode: bool = False,
+    against: Source | str | Path | None = None,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Check a store's structure and every checksum, and on request what it decodes to.
+
+    Args:
+        path: the store.
+        decode: decode every sample, and check shape, element type and that all values are finite.
+        against: the archive that was encoded: check that it is (by its SHA-256 and labels), and measure the quality
+            again, but not by class where an archive comes without labels.
+        device: where neural codecs decode.
+        progress: shown how it goes.
+
+    Raises:
+        CorruptStoreError: names the first damage found.
+        ArchiveError: `against` cannot be read, or is not what was encoded.
+    """
+    with Store(path, device=device) as store:
+        members = store.check()
+        if against is None:
+            decoded = _decode_all(store, progress) if decode else 0
+            return VerifyReport(path=str(path), members=members, decoded=decoded)
+        source, stats = _same_source(store, against, progress)
+        kept = store.ids if "ids" in store.header.members else None
+        quality = measure(source, store.decoder.decode, stats, kept, progress)
+        differences = _differences(store.quality, quality)
+    return VerifyReport(path=str(path), members=members, decoded=len(store), quality=quality, differences=differences)
+
+
+def _decode_all(store: Store, progress: Progress) -> int:
+    spec = store.source
+    step = max(1, CHUNK_BYTES // max(1, spec.sample_bytes))
+    with progress.task("decode", len(store)) as task:
+        for start in range(0, len(store), step):
+            rows = np.arange(start, min(start + step, len(store)))
+            values = store.decoder.decode(rows)
+            if values.shape != (len(rows), *spec.shape) or values.dtype.name != spec.dtype:
+                raise CorruptStoreError(
+                    f"{store.path}: samples decode to shape {values.shape[1:]} and type {values.dtype}; "
+                    f"expected {spec.shape} and {spec.dtype}"
+                )
+            finite = np.isfinite(values.reshape(len(rows), -1).astype(np.float64)).all(axis=1)
+            if not finite.all():
+                raise CorruptStoreError(
+                    f"{store.path}: sample {store.ids[rows[~finite][0]]} decodes to NaN or infinity"
+                )
+            task.advance(len(rows))
+    return len(store)
+
+
+def _same_source(store: Store, against: Source | str | Path, progress: Progress) -> tuple[Source, SourceStats]:
+    """Open and scan the archive, and make sure that it is the one that was encoded."""
+    spec = store.source
+    if isinstance(against, str | Path):
+        labels_key = None if store.labels is None or Path(against).suffix == ".npy" else spec.labels_key
+        against = open_archive(against, features_key=spec.features_key, labels_key=labels_key)
+    own = against.spec
+    if (own.samples, own.shape, own.dtype) != (spec.samples, spec.shape, spec.dtype):
+        raise ArchiveError(
+            f"the archive has {own.samples} samples of {own.shape} {own.dtype}; {store.path} was encoded from "
+            f"{spec.samples} of {spec.shape} {spec.dtype}"
+        )
+    stats = scan(against, progress)
+    if stats.sha256 != store.header.source.sha256:
+        raise ArchiveError(
+            f"the archive is not what {store.path} was encoded from: its features have SHA-256 {stats.sha256}; "
+            f"the header says {store.header.source.sha256}"
+        )
+    if store.labels is None:
+        return against, stats
+    if against.labels is None and "ids" in store.header.members:
+        raise ArchiveError(f"the archive has no labels, by which the coverage of {store.path} was measured")
+    if against.labels is not None and not np.array_equal(against.labels[store.ids], store.labels):
+        raise ArchiveError(f"the archive's labels are not those of {store.path}")
+    return against, stats
+
+
+def _differences(stated: Quality, measured: Quality) -> dict[str, tuple[float | None, float | None]]:
+    old, new = (
+        {**msgspec.structs.asdict(q), **{f"per_class[{rank}]": error for rank, error in enumerate(q.per_class)}}
+        for q in (stated, measured)
+    )
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name in (old.keys() & new.keys()) - {"per_class"}:
+        a, b = old[name], new[name]
+        if a != b and (a is None or b is None or not math.isclose(a, b, rel_tol=TOLERANCE)):
+            found[name] = (a, b)
+    return dict(sorted(found.items()))
 
 
 def check_members(path: Path, container: Container, header: Header) -> dict[str, int]:
