@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from krstore.errors import CorruptStoreError
 
-__all__ = ["Integers", "Table", "decode_runs", "encode_runs", "entropy_bytes", "pack_tables", "unpack_tables"]
+__all__ = ["MAX_SYMBOLS", "Integers", "Table", "decode_runs", "encode_runs", "entropy_bytes", "pack_tables", "unpack_tables"]
 
 Integers = NDArray[np.int32]
 

@@ -34,7 +34,7 @@ QUANTISE_FROM, QUANTISE_FIXED = 0.6, 0.9
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class NeuralConfig(CodecConfig):
+class NeuralConfig(CodecConfig, frozen=True, kw_only=True):
     """Options of codecs that fit a network, in the KRNet paper's training by default (Sec. IV-A4)."""
 
     batch_size: Annotated[int, msgspec.Meta(ge=1, description="samples an iteration (paper: 1000)")] = 250

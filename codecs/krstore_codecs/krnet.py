@@ -36,7 +36,7 @@ EMBEDDING = "latent/embedding"
 LATENT_PREFIX = "embedding.vectors."
 
 
-class KRNetConfig(NeuralConfig):
+class KRNetConfig(NeuralConfig, frozen=True, kw_only=True):
     """Options of krnet; sizes that are none are chosen for the byte target."""
 
     group_size: Annotated[Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")] = None

@@ -34,7 +34,7 @@ BLOCKS = "latent/samples"
 _HEAD = struct.Struct("<IIB")
 
 
-class RawConfig(CodecConfig):
+class RawConfig(CodecConfig, frozen=True, kw_only=True):
     """Options of the raw codec."""
 
     level: Annotated[int, msgspec.Meta(ge=1, le=22, description="zstd level: higher is smaller and slower")] = 12

@@ -1,0 +1,247 @@
+"""autoencoder: the KRNet paper's baseline (Sec. IV-A3), whose decoder is KRNet's and whose encoder is its mirror.
+
+    features -> encoder -> latent y (n, L), standardised -> round(y / step) -> feature decoder -> features
+                                                             entropy-coded
+
+Stored are the decoder and the latents; the encoder is only needed once and dropped. In the paper's presets the
+latents are L = 1024 floats a sample. Ours are sized to the byte target, half to the network at most: latents are
+quantised (uniform noise while training, rounding with straight-through gradients at the end) and entropy-coded, and
+so are the decoder's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
+from krstore.errors import TargetUnreachableError
+from krstore.source import Array, Ids, Source, SourceSpec, chunks
+from krstore.store.blocks import BlockReader
+from krstore.store.container import MemberReader
+from krstore.store.rate import DEFAULT_RATIO
+from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FeatureEncoder
+from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
+from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
+from krstore_codecs._normalise import Normaliser, grid_shape
+from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
+
+__all__ = ["Autoencoder", "AutoencoderConfig"]
+
+LATENTS, STEP = "latent/codes", "network/step"
+GAUSSIAN_BITS = 2.05  # entropy, in bits, of a standard Gaussian rounded to a step of 1: log2(2 pi e) / 2
+
+
+class AutoencoderConfig(NeuralConfig, frozen=True, kw_only=True):
+    """Options of the autoencoder; sizes that are none are chosen for the byte target."""
+
+    latent: Annotated[Positive | None, msgspec.Meta(description="L: latents a sample (paper: 1024)")] = None
+    d0: Annotated[Positive | None, msgspec.Meta(description="outputs of the decoder's first FC layer")] = None
+    c0: Annotated[Positive | None, msgspec.Meta(description="channels before the deconvolution")] = None
+    c1: Annotated[Positive | None, msgspec.Meta(description="channels after it; none: as many as the features")] = None
+    stride: Annotated[int, msgspec.Meta(ge=1, le=4, description="of the deconvolution")] = 1
+    head: Annotated[
+        Literal["module", "plain"],
+        msgspec.Meta(description="last convolution: module (paper: depthwise, group norm, leaky ReLU) or plain (dense)"),
+    ] = "plain"
+    weight_bits: Annotated[
+        float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
+    ] = 4.0
+    latent_bits: Annotated[
+        float, msgspec.Meta(ge=0.5, le=16, description="bits a latent, when their number is sized to the target")
+    ] = 4.0
+    network_share: Annotated[
+        float, msgspec.Meta(gt=0, lt=1, description="share of the target that the network may take")
+    ] = 0.35
+
+
+class AutoencoderSizes(msgspec.Struct, frozen=True):
+    """What rebuilds the decoder, and how weights and latents are stored."""
+
+    decoder: DecoderSizes
+    weights: Literal["quantised", "float32"]
+
+
+@dataclass(frozen=True)
+class FittedAutoencoder:
+    """A trained decoder and the latents of all samples."""
+
+    sizes: AutoencoderSizes
+    normaliser: Normaliser
+    state: dict[str, NDArray[Any]]
+    steps: dict[str, float] | None
+    latents: SpilledRows
+    step: float
+
+
+class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
+    """An encoder and a decoder trained together; the encoder is dropped from the file."""
+
+    name = "autoencoder"
+    Config: ClassVar = AutoencoderConfig
+    presets: ClassVar = {
+        "paper-cifar": {
+            "latent": 1024, "d0": 1024, "c0": 512, "stride": 1, "head": "module",
+            "batch_size": 1000, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+        },
+        "paper-imagenet": {
+            "latent": 1024, "d0": 1536, "c0": 1024, "stride": 2, "head": "module",
+            "batch_size": 1000, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+        },
+        "fast": {"iterations": 400},
+    }  # fmt: skip
+
+    def fit(self, source: Source, context: FitContext) -> FittedAutoencoder:
+        """Train encoder and decoder on the mean squared error in [0, 1] units, then encode every sample."""
+        budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)
+        plan = self.plan(source.spec, budget)
+        sizes, length = plan.sizes.decoder, plan.sizes.decoder.width
+        context.progress.note(f"autoencoder: {sizes}, {plan.network_bytes:,} bytes of network")
+        normaliser = Normaliser.of(source.spec, context.stats)
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            encoder, decoder = FeatureEncoder(sizes), FeatureDecoder(sizes)
+        quantiser = WeightQuantiser(decoder) if self.config.weights == "quantised" else None
+        network = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(context.device)
+
+        def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+            latents = encoder(grids).float()
+            if quantiser is not None and quantiser.enabled:
+                latents = latents + (torch.round(latents / plan.step) * plan.step - latents).detach()
+            elif quantiser is not None:
+                noise = torch.Generator(latents.device).manual_seed(context.seed << 32 | iteration)
+                uniform = torch.rand(latents.shape, device=latents.device, generator=noise)
+                latents = latents + plan.step * (uniform - 0.5)
+            error = (decoder(latents).float() - grids).square().mean()
+            return error * grids[0].numel(), error
+
+        batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
+        Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes).run()
+        latents = _encode_all(source, normaliser, encoder, context.device, length)
+        state = {name: value.cpu().numpy() for name, value in plain_state(decoder).items()}
+        return FittedAutoencoder(plan.sizes, normaliser, state, quantiser and quantiser.steps(), latents, plan.step)
+
+    def knob(self, fitted: FittedAutoencoder) -> Knob | None:
+        """Return the factor on the latents' step; 1 is what the network was trained for."""
+        return None if fitted.steps is None else Knob(1 / 64, 1.0, 64.0)
+
+    def pack(self, fitted: FittedAutoencoder, knob: float, sink: PayloadSink) -> None:
+        """Code decoder and latents."""
+        sink.write(SIZES, msgspec.json.encode(fitted.sizes))
+        sink.write(NORMALISER, fitted.normaliser.to_bytes())
+        sink.write(WEIGHTS, pack_weights(fitted.state, fitted.steps))
+        if fitted.steps is None:
+            size = max(1, 4096 // (4 * fitted.latents.length))
+            sink.write_blocks(LATENTS, size, (rows.astype("<f4").tobytes() for rows in fitted.latents.chunks(size)))
+        else:
+            step = np.float32(fitted.step * knob)
+            sink.write(STEP, step.astype("<f4").tobytes())
+            write_integer_blocks(sink, LATENTS, fitted.latents, float(step))
+
+    @classmethod
+    def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
+        """Rebuild the decoder."""
+        return _AutoencoderDecoder(payload, context)
+
+    def plan(self, spec: SourceSpec, budget: int) -> Plan:
+        """Return the given sizes, and for those left open the ones that spend the budget.
+
+        A network of `network_share` of the budget at `weight_bits` a weight, whose first FC layer is as wide as the
+        latents; the latents take the rest, at `latent_bits` each as far as the network can be wide enough.
+
+        Raises:
+            TargetUnreachableError: the smallest network does not fit.
+        """
+        config = self.config
+        channels, height, columns = grid_shape(spec)
+        positions = -(-height // config.stride) * -(-columns // config.stride)
+        network_bytes = int(config.network_share * budget)
+        affordable = network_bytes * 8 / config.weight_bits
+        c0 = config.c0 or int(min(512, max(8, 8 * round(np.sqrt(affordable / positions) / 32))))
+
+        def sizes(latent: int) -> DecoderSizes:
+            return DecoderSizes(
+                width=latent, d0=config.d0 or latent, c0=c0, c1=config.c1 or channels, stride=config.stride,
+                channels=channels, height=height, columns=columns, head=config.head,
+            )  # fmt: skip
+
+        if config.latent is not None:
+            latent = config.latent
+        else:
+            wanted = max(1, int((budget - network_bytes) * 8 / config.latent_bits / spec.samples))
+            latent = _largest(lambda n: _estimate(sizes(n), config.weight_bits) <= network_bytes, min(wanted, 4096))
+            if not latent:
+                smallest = _estimate(sizes(1), config.weight_bits) / config.network_share
+                raise TargetUnreachableError(
+                    f"autoencoder: its smallest network here wants about {smallest:,.0f} bytes; the target leaves "
+                    f"{budget:,}. Ask for a larger file, or try another codec"
+                )
+        bits = max(0.5, (budget - network_bytes) * 8 / spec.samples / latent)
+        return Plan(AutoencoderSizes(sizes(latent), config.weights), network_bytes, 2 ** (GAUSSIAN_BITS - bits))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, what the network may take, and the latents' step (they have unit variance)."""
+
+    sizes: AutoencoderSizes
+    network_bytes: int
+    step: float
+
+
+class _AutoencoderDecoder(NeuralDecoder):
+    def __init__(self, payload: MemberReader, context: OpenContext) -> None:
+        super().__init__(payload, context)
+        sizes = read_sizes(payload, AutoencoderSizes, context)
+        quantised = sizes.weights == "quantised"
+        self._network = unpack_network(
+            lambda: FeatureDecoder(sizes.decoder), {"": WEIGHTS}, payload, quantised=quantised, device=self.device
+        )
+        length = sizes.decoder.width
+        if quantised:
+            step = np.frombuffer(payload.read(STEP), "<f4", 1)[0]
+            integers = IntegerBlocks(payload, LATENTS, context.kept, length)
+            self._latents = lambda rows: integers.read(rows) * step
+        else:
+            floats = BlockReader(payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length))
+            self._latents = floats.read
+
+    def grids(self, rows: Ids) -> Tensor:
+        return torch.as_tensor(self._network(torch.from_numpy(self._latents(rows)).to(self.device)))
+
+
+def _encode_all(source: Source, normaliser: Normaliser, encoder: nn.Module, device: str, length: int) -> SpilledRows:
+    latents = SpilledRows(length)
+    with torch.inference_mode():
+        for _, features in chunks(source, 1 << 22):
+            grids = normaliser.scale(normaliser.to_grid(features).to(device))
+            latents.append(encoder(grids).float().cpu().numpy())
+    return latents
+
+
+def _floats(blocks: list[bytes], samples: list[int], length: int) -> Array:
+    return np.frombuffer(b"".join(blocks), "<f4").reshape(sum(samples), length).astype(np.float32)
+
+
+def _largest(fits: Callable[[int], bool], high: int) -> int:
+    """Return the largest number up to `high` that fits, 0 if none does."""
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _estimate(sizes: DecoderSizes, weight_bits: float) -> float:
+    """Return the bytes that a quantised decoder of these sizes will take."""
+    with torch.device("meta"):
+        parameters = list(FeatureDecoder(sizes).parameters())
+    return sum(p.numel() * weight_bits / 8 if p.dim() > 1 else 2 * p.numel() for p in parameters) + 1000
