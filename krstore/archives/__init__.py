@@ -27,8 +27,8 @@ def open_archive(
         trust: follow HDF5 external links, external storage and virtual datasets, which read *other* files.
 
     Raises:
-        ArchiveError: the file is missing, damaged or of an unknown kind, a key is missing, labels do not fit
-            the features, or the element type is not supported.
+        ArchiveError: the file is missing, damaged or of an unknown kind, a key is missing, there are no samples,
+            labels do not fit the features, or the element type is not supported.
     """
     path = Path(path)
     if not path.is_file():

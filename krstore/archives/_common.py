@@ -1,33 +1,79 @@
-"""What every container's reader checks in the same way."""
+"""What every container's reader shares: finding keys, checking arrays and columns, reading rows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from krstore.dtypes import dtype_name
-from krstore.errors import ArchiveError
+from krstore.dtypes import dtype_name, numpy_dtype
+from krstore.errors import ArchiveError, UsageError
 from krstore.source import Array, Ids, SourceSpec, default_channel_axis
 
+__all__ = ["CHANNEL_AXIS", "Archive", "choose_key", "choose_labels", "json_attributes", "make_spec", "read_column"]
+
 CHANNEL_AXIS = "channel_axis"
+
+
+class Archive:
+    """An array (N, *shape) of an open file, with its labels, as a source.
+
+    Args:
+        spec: what the array holds.
+        rows: returns rows start..stop of the array.
+        labels, task: the columns (N,), or `None`.
+        close: called when the archive is no longer used.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        rows: Callable[[int, int], Array],
+        labels: Ids | None,
+        task: Ids | None,
+        close: Callable[[], object],
+    ) -> None:
+        self.spec, self.labels, self.task = spec, labels, task
+        self._rows = rows
+        weakref.finalize(self, close)
+
+    def read(self, ids: Ids) -> Array:
+        """Return the samples (len(ids), *shape) of these IDs; neighbours are read together.
+
+        Raises:
+            UsageError: an ID is not in 0..N-1.
+            ArchiveError: the file is damaged.
+        """
+        ids = np.asarray(ids, np.int64)
+        dtype = numpy_dtype(self.spec.dtype)
+        if len(ids) == 0:
+            return np.empty((0, *self.spec.shape), dtype)
+        if ids.min() < 0 or ids.max() >= self.spec.samples:
+            raise UsageError(f"sample IDs {ids.min()} to {ids.max()}; expected 0 to {self.spec.samples - 1}")
+        if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
+            return self._rows(int(ids[0]), int(ids[-1]) + 1).astype(dtype, copy=False)
+        unique, inverse = np.unique(ids, return_inverse=True)
+        samples = np.empty((len(unique), *self.spec.shape), dtype)
+        starts = np.flatnonzero(np.diff(unique, prepend=-2) > 1)
+        for start, stop in zip(starts, [*starts[1:], len(unique)], strict=True):
+            samples[start:stop] = self._rows(int(unique[start]), int(unique[stop - 1]) + 1)
+        return samples[inverse]
 
 
 def choose_key(path: Path, wanted: str | None, default: str, known: Iterable[str]) -> str:
     """Return the key to read: the wanted one, the default, or the only array there is."""
     names = sorted(known)
-    if wanted is not None:
-        if wanted in names:
-            return wanted
-        raise ArchiveError(f"{path} has no array {wanted!r}; it has: {', '.join(names) or 'none'}")
-    if default in names or len(names) == 1:
-        return default if default in names else names[0]
-    raise ArchiveError(
-        f"{path} has no array {default!r}; it has: {', '.join(names) or 'none'}. Name one with --features-key"
-    )
+    if wanted is None and default not in names and len(names) == 1:
+        return names[0]
+    key = default if wanted is None else wanted
+    if key in names:
+        return key
+    hint = ". Name one with --features-key (features_key=)" if wanted is None else ""
+    raise ArchiveError(f"{path} has no array {key!r}; it has: {', '.join(names) or 'none'}{hint}")
 
 
 def choose_labels(path: Path, wanted: str | None, known: Iterable[str]) -> str | None:
@@ -49,17 +95,21 @@ def make_spec(
     attributes: Mapping[str, Any],
 ) -> SourceSpec:
     """Build the spec of an array (N, *shape), taking the channel axis from the attributes where they say it."""
-    if not shape:
-        raise ArchiveError(f"{path}: {features_key!r} is a single value; expected an array (N, ...)")
-    attributes = dict(attributes)
-    rank = len(shape) - 1
-    axis = attributes.pop(CHANNEL_AXIS, default_channel_axis(rank))
-    if axis is not None and not (isinstance(axis, int) and 0 <= axis < rank):
-        raise ArchiveError(f"{path}: attribute {CHANNEL_AXIS} is {axis!r}; expected 0..{rank - 1}, within a sample")
     try:
         name = dtype_name(dtype)
     except ArchiveError as error:
         raise ArchiveError(f"{path}: {features_key!r}: {error}") from None
+    if not shape:
+        raise ArchiveError(f"{path}: {features_key!r} is a single value; expected an array (N, ...)")
+    if 0 in shape:
+        raise ArchiveError(f"{path}: {features_key!r} of shape {shape} holds nothing; expected at least one sample")
+    attributes = dict(attributes)
+    rank = len(shape) - 1
+    axis = attributes.pop(CHANNEL_AXIS, default_channel_axis(rank))
+    if axis is not None and not (isinstance(axis, int) and 0 <= axis < rank):
+        raise ArchiveError(
+            f"{path}: attribute {CHANNEL_AXIS} is {axis!r}; samples of shape {shape[1:]} have axes 0 to {rank - 1}"
+        )
     return SourceSpec(
         samples=shape[0],
         shape=tuple(shape[1:]),
@@ -71,29 +121,36 @@ def make_spec(
     )
 
 
-def check_integers(path: Path, key: str, values: Array, samples: int) -> Ids:
-    """Return a column of integers (N,) as int64, or say why it is none."""
-    if values.dtype.kind not in "iu" or values.ndim != 1:
-        raise ArchiveError(
-            f"{path}: {key!r} has shape {values.shape} and type {values.dtype}; expected ({samples},) integers"
-        )
-    if len(values) != samples:
-        raise ArchiveError(f"{path}: {key!r} has {len(values)} entries for {samples} samples")
-    if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
-        raise ArchiveError(f"{path}: {key!r} holds values above the 64-bit signed range")
+def read_column(
+    path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], samples: int, read: Callable[[], Array]
+) -> Ids:
+    """Read a column of integers (N,) as int64, or say why the array is none; checked before it is read."""
+    if dtype.kind not in "iu" or len(shape) != 1:
+        raise ArchiveError(f"{path}: {key!r} has shape {shape} and type {dtype}; expected ({samples},) integers")
+    if shape[0] != samples:
+        raise ArchiveError(f"{path}: {key!r} has {shape[0]} entries for {samples} samples; expected one a sample")
+    values = read()
+    if dtype.itemsize == 8 and dtype.kind == "u" and values.max() > np.iinfo(np.int64).max:
+        raise ArchiveError(f"{path}: {key!r} holds {values.max()}, above the 64-bit signed range")
     return values.astype(np.int64)
 
 
 def json_attributes(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that JSON can hold, NumPy scalars and arrays as plain numbers and lists."""
+    """Return the attributes that JSON can hold, NumPy scalars and arrays as plain numbers, strings and lists."""
     attributes: dict[str, Any] = {}
     for key, value in raw.items():
-        plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        if isinstance(plain, bytes):
-            plain = plain.decode("utf-8", "replace")
+        plain = _plain(value)
         try:
             json.dumps(plain, allow_nan=False)
         except (TypeError, ValueError):
             continue
         attributes[key] = plain
     return attributes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

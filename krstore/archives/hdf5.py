@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from krstore.archives._common import check_integers, choose_key, choose_labels, json_attributes, make_spec
+from krstore.archives._common import Archive, choose_key, choose_labels, json_attributes, make_spec, read_column
+from krstore.archives.writer import archive_attributes
 from krstore.dtypes import numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.source import Array, Ids, SourceSpec
@@ -17,43 +22,103 @@ from krstore.source import Array, Ids, SourceSpec
 with contextlib.suppress(ImportError):  # registers the filters of Blosc, Zstd, Bitshuffle and others
     import hdf5plugin  # noqa: F401
 
-__all__ = ["Hdf5Archive", "open_hdf5"]
+__all__ = ["create_hdf5", "open_hdf5"]
+
+CHUNK_CACHE_BYTES = 32 << 20
+JSON_ATTRIBUTES = "krstore_json"
+MAX_LIST_BYTES = 16 << 10  # HDF5 refuses attributes from 64 kB
 
 
-class Hdf5Archive:
-    """A dataset (N, *shape) of an HDF5 file, with its labels, as a source."""
-
-    def __init__(self, path: Path, spec: SourceSpec, dataset: h5py.Dataset, labels: Ids | None, task: Ids | None):
-        self.path, self.spec, self.labels, self.task = path, spec, labels, task
-        self._dataset = dataset
-
-    def read(self, ids: Ids) -> Array:
-        """Return the samples of these IDs; contiguous IDs are one read."""
-        with _readable(self.path):
-            if len(ids) and np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
-                values = self._dataset[int(ids[0]) : int(ids[0]) + len(ids)]
-            else:
-                unique, inverse = np.unique(ids, return_inverse=True)
-                values = self._dataset[unique][inverse]
-        return np.asarray(values, dtype=numpy_dtype(self.spec.dtype))
-
-
-def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, trust: bool) -> Hdf5Archive:
+def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, trust: bool) -> Archive:
     """Open an HDF5 archive; see `krstore.archives.open_archive`."""
-    with _readable(path):
-        file = h5py.File(path, "r")
-        known = list(_dataset_names(file, trust=trust))
-        if not trust:
-            for key in filter(None, (features_key, labels_key)):
-                _refuse_foreign(path, file, key)
+    with contextlib.ExitStack() as stack, _readable(path):
+        file = stack.enter_context(h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES))
+        likely = (features_key or "features", labels_key or "labels", "task")
+        known = {key for key in likely if _dataset(path, file, key, trust=trust)}
+        if likely[0] not in known or (labels_key and labels_key not in known):
+            known.update(_names(file))
         key = choose_key(path, features_key, "features", known)
         label_key = choose_labels(path, labels_key, known)
-        dataset = file[key]
-        attributes = json_attributes({**file.attrs, **dataset.attrs})
-        spec = make_spec(path, dataset.shape, dataset.dtype, key, label_key, attributes)
-        labels = None if label_key is None else check_integers(path, label_key, file[label_key][()], spec.samples)
-        task = check_integers(path, "task", file["task"][()], spec.samples) if "task" in known else None
-    return Hdf5Archive(path, spec, dataset, labels, task)
+        dataset = _dataset(path, file, key, trust=trust)
+        attributes = _attributes(file) | _attributes(dataset)
+        spec = make_spec(path, dataset.shape or (), dataset.dtype, key, label_key, attributes)
+        dtype = numpy_dtype(spec.dtype)
+
+        def column(name: str) -> Ids:
+            values = _dataset(path, file, name, trust=trust)
+            return read_column(path, name, values.shape or (), values.dtype, spec.samples, lambda: values[()])
+
+        def rows(start: int, stop: int) -> Array:
+            with _readable(path):
+                return np.asarray(dataset[start:stop], dtype=dtype)
+
+        labels = None if label_key is None else column(label_key)
+        task = column("task") if "task" in known else None
+        return Archive(spec, rows, labels, task, stack.pop_all().close)
+
+
+def create_hdf5(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> int:
+    """Write an archive without its samples; return the offset at which their bytes belong, in order.
+
+    The file is whole but for those bytes: whoever fills them in needs no HDF5, and a crash meanwhile leaves no
+    half-written structure.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    attributes = archive_attributes(spec)
+    rest = {name: value for name, value in attributes.items() if not _native(value)}
+    recorder = _Recorder()
+    with h5py.File(recorder, "w") as file:
+        for name, values in columns.items():
+            file.create_dataset(name, data=values)
+        file.attrs.update({name: value for name, value in attributes.items() if name not in rest})
+        if rest:
+            file.attrs[JSON_ATTRIBUTES] = json.dumps(rest)
+        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        shape, dtype = (spec.samples, *spec.shape), numpy_dtype(spec.dtype)
+        dataset = file.create_dataset(spec.features_key, shape, dtype, dcpl=early)
+        offset = int(dataset.id.get_offset())
+    with path.open("wb") as target:
+        for position, data in recorder.pieces:
+            target.seek(position)
+            target.write(data)
+        target.truncate(recorder.size)
+    return offset
+
+
+class _Recorder(io.RawIOBase):
+    """Keeps what HDF5 writes: after a write error of its own, such as a full disk, it brings the process down."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[int, bytes]] = []
+        self.size = self._position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        return self._position
+
+    def write(self, data: Any) -> int:
+        self.pieces.append((self._position, bytes(data)))
+        self._position += len(data)
+        self.size = max(self.size, self._position)
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        begin, count = self._position, len(buffer)
+        read = bytearray(count)
+        for position, data in self.pieces:
+            first, last = max(begin, position), min(begin + count, position + len(data))
+            if first < last:
+                read[first - begin : last - begin] = data[first - position : last - position]
+        buffer[:] = read
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size
 
 
 @contextlib.contextmanager
@@ -61,31 +126,71 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn what h5py raises on a damaged or unreadable file into an `ArchiveError`."""
     try:
         yield
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise ArchiveError(f"{path} cannot be read as HDF5: {error}") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        hint = "; pip install 'krstore[hdf5]' adds filters" if "required filter" in str(error) else ""
+        raise ArchiveError(f"{path} cannot be read as HDF5: {error}{hint}") from error
 
 
-def _dataset_names(group: h5py.Group, *, trust: bool, prefix: str = "") -> Iterator[str]:
-    """Yield the paths of all datasets below a group, not through links that leave the file unless trusted."""
-    for name in group:
-        if isinstance(group.get(name, getlink=True), h5py.ExternalLink) and not trust:
-            continue
-        item = group.get(name)
-        if isinstance(item, h5py.Group):
-            if isinstance(group.get(name, getlink=True), h5py.HardLink):
-                yield from _dataset_names(item, trust=trust, prefix=f"{prefix}{name}/")
-        elif isinstance(item, h5py.Dataset) and (trust or not (item.is_virtual or item.external)):
-            yield prefix + name
+def _dataset(path: Path, file: h5py.File, key: str, *, trust: bool) -> h5py.Dataset:
+    """Return a dataset by key, or `None`; what leads out of the file is refused unopened, unless trusted."""
+    if not trust:
+        key = _followed(path, file, key)
+    item = file.get(key)
+    if not isinstance(item, h5py.Dataset):
+        return None
+    if not trust and (item.is_virtual or item.external):
+        raise ArchiveError(f"{path}: {key!r} keeps its data in other files; --trust (trust=True) reads them")
+    return item
 
 
-def _refuse_foreign(path: Path, file: h5py.File, key: str) -> None:
-    """Say plainly when a key that was asked for leads out of the file."""
-    group: h5py.Group = file
-    for part in key.strip("/").split("/"):
-        if not isinstance(group, h5py.Group) or part not in group:
-            return
-        if isinstance(group.get(part, getlink=True), h5py.ExternalLink):
-            raise ArchiveError(f"{path}: {key!r} is an external link to another file; use --trust to follow it")
-        group = group[part]
-    if isinstance(group, h5py.Dataset) and (group.is_virtual or group.external):
-        raise ArchiveError(f"{path}: {key!r} keeps its data in other files; use --trust to read them")
+def _followed(path: Path, file: h5py.File, key: str) -> str:
+    """Replace soft links in a key by what they point to, and refuse external ones."""
+    parts, done = key.split("/"), ""
+    for _ in range(256):
+        while parts and parts[0] in ("", "."):
+            parts.pop(0)
+        if not parts:
+            return done or "/"
+        done = f"{done}/{parts.pop(0)}"
+        parent = file[done.rpartition("/")[0] or "/"]
+        link = parent.get(done.rpartition("/")[2], getlink=True) if isinstance(parent, h5py.Group) else None
+        if isinstance(link, h5py.ExternalLink):
+            raise ArchiveError(f"{path}: {key!r} is a link to another file; --trust (trust=True) follows it")
+        if isinstance(link, h5py.SoftLink):
+            parts = link.path.split("/") + parts
+            done = "" if link.path.startswith("/") else done.rpartition("/")[0]
+        elif link is None:
+            return key
+    raise ArchiveError(f"{path}: {key!r} is a circle of links")
+
+
+def _names(file: h5py.File) -> list[str]:
+    """Return the paths of all datasets that are plainly in the file."""
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    return names
+
+
+def _attributes(item: h5py.HLObject) -> dict[str, Any]:
+    raw = {}
+    for name in item.attrs:
+        with contextlib.suppress(TypeError):  # a type that NumPy has no equivalent of
+            raw[name] = item.attrs[name]
+    attributes = json_attributes(raw)
+    attributes.update(json.loads(attributes.pop(JSON_ATTRIBUTES, "{}")))
+    return attributes
+
+
+def _native(value: Any) -> bool:
+    """Whether HDF5 gives this JSON value back as it is: text, a number, or a short list of one such type."""
+    if isinstance(value, list):
+        return (
+            len(value) > 0
+            and len(value) * 16 <= MAX_LIST_BYTES
+            and len({type(item) for item in value}) == 1
+            and not isinstance(value[0], list)
+            and all(map(_native, value))
+        )
+    if isinstance(value, str):
+        return "\0" not in value
+    return isinstance(value, bool | float) or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)

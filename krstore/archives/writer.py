@@ -8,26 +8,40 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 
 from krstore.archives._common import CHANNEL_AXIS
+from krstore.archives.rows import NPZ_ATTRIBUTES
 from krstore.dtypes import numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.files import atomic_path
 from krstore.source import Array, Ids, SourceSpec, default_channel_axis
 
-__all__ = ["ArchiveWriter", "write_archive"]
+__all__ = ["ArchiveWriter", "archive_attributes", "write_archive"]
 
 _SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "uint8": "U8"}
 
 
-class ArchiveWriter(Protocol):
-    """Takes the samples of an archive in order."""
+class ArchiveWriter:
+    """Takes the samples of an archive in order, as bytes into an open stream."""
+
+    def __init__(self, stream: IO[bytes], spec: SourceSpec) -> None:
+        self._stream, self._spec, self._dtype = stream, spec, numpy_dtype(spec.dtype)
+        self.samples = 0
 
     def append(self, features: Array) -> None:
-        """Write the next samples (n, *shape)."""
+        """Write the next samples (n, *shape).
+
+        Raises:
+            ArchiveError: they are of another shape.
+        """
+        if features.shape[1:] != self._spec.shape:
+            raise ArchiveError(f"samples of shape {features.shape[1:]}; this archive holds {self._spec.shape}")
+        values = np.ascontiguousarray(features, self._dtype)
+        self._stream.write(values.reshape(-1).view(np.uint8).data)
+        self.samples += len(features)
 
 
 @contextlib.contextmanager
@@ -40,13 +54,10 @@ def write_archive(path: str | Path, spec: SourceSpec, columns: Mapping[str, Ids]
         columns: integer arrays (N,) beside the features, by name: labels, ids, task.
 
     Raises:
-        ArchiveError: an unknown suffix, or an element type that the container cannot hold.
+        ArchiveError: an unknown suffix, an element type that the container cannot hold, or samples missing.
         OutputError: the file cannot be written.
     """
     path = Path(path)
-    attributes = dict(spec.attributes)
-    if spec.channel_axis != default_channel_axis(len(spec.shape)):
-        attributes[CHANNEL_AXIS] = spec.channel_axis
     match path.suffix.lower():
         case ".h5" | ".hdf5":
             write = _hdf5
@@ -57,56 +68,55 @@ def write_archive(path: str | Path, spec: SourceSpec, columns: Mapping[str, Ids]
         case other:
             raise ArchiveError(f"{path}: cannot write an archive as {other!r}; use .h5, .npz or .safetensors")
     if spec.dtype == "bfloat16" and write is not _safetensors:
-        raise ArchiveError(f"{path}: only safetensors holds bfloat16 features; use -o {path.with_suffix('.safetensors')}")
-    with atomic_path(path) as temporary, write(temporary, spec, columns, attributes) as writer:
-        yield writer
+        raise ArchiveError(
+            f"{path}: only safetensors holds bfloat16 features; use -o {path.with_suffix('.safetensors')}"
+        )
+    with atomic_path(path) as temporary:
+        with write(temporary, spec, columns) as stream:
+            writer = ArchiveWriter(stream, spec)
+            yield writer
+        if writer.samples != spec.samples:
+            raise ArchiveError(f"{path}: {writer.samples} samples were written; the archive should hold {spec.samples}")
 
 
-class _Hdf5Writer:
-    def __init__(self, dataset: Any) -> None:
-        self._dataset, self._next = dataset, 0
-
-    def append(self, features: Array) -> None:
-        self._dataset[self._next : self._next + len(features)] = features
-        self._next += len(features)
-
-
-@contextlib.contextmanager
-def _hdf5(path: Path, spec: SourceSpec, columns: Mapping[str, Ids], attributes: Mapping[str, Any]) -> Iterator[_Hdf5Writer]:
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        for name, values in columns.items():
-            file.create_dataset(name, data=values)
-        for name, value in attributes.items():
-            file.attrs[name] = value if isinstance(value, str | int | float | bool) else json.dumps(value)
-        yield _Hdf5Writer(file.create_dataset(spec.features_key, (spec.samples, *spec.shape), numpy_dtype(spec.dtype)))
-
-
-class _StreamWriter:
-    def __init__(self, stream: Any, dtype: np.dtype[Any]) -> None:
-        self._stream, self._dtype = stream, dtype
-
-    def append(self, features: Array) -> None:
-        self._stream.write(np.ascontiguousarray(features, self._dtype).tobytes())
+def archive_attributes(spec: SourceSpec) -> dict[str, Any]:
+    """Return the attributes of the file: the source's, and the channel axis where its rank does not tell it."""
+    if spec.channel_axis == default_channel_axis(len(spec.shape)):
+        return dict(spec.attributes)
+    return {**spec.attributes, CHANNEL_AXIS: spec.channel_axis}
 
 
 @contextlib.contextmanager
-def _npz(path: Path, spec: SourceSpec, columns: Mapping[str, Ids], attributes: Mapping[str, Any]) -> Iterator[_StreamWriter]:
-    dtype = numpy_dtype(spec.dtype)
+def _hdf5(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> Iterator[IO[bytes]]:
+    from krstore.archives.hdf5 import create_hdf5
+
+    offset = create_hdf5(path, spec, columns)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        yield file
+
+
+@contextlib.contextmanager
+def _npz(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(path, "w") as archive:
+        if attributes := archive_attributes(spec):
+            archive.writestr(zipfile.ZipInfo(NPZ_ATTRIBUTES), json.dumps(attributes))
         for name, values in columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, values, allow_pickle=False)
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (spec.samples, *spec.shape)}
+        header = {
+            "descr": numpy_dtype(spec.dtype).str,
+            "fortran_order": False,
+            "shape": (spec.samples, *spec.shape),
+        }
         with archive.open(f"{spec.features_key}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
-            yield _StreamWriter(member, dtype)
+            yield member
 
 
 @contextlib.contextmanager
-def _safetensors(path: Path, spec: SourceSpec, columns: Mapping[str, Ids], attributes: Mapping[str, Any]) -> Iterator[_StreamWriter]:
-    header: dict[str, Any] = {"__metadata__": {"krstore": json.dumps(attributes)}}
+def _safetensors(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> Iterator[IO[bytes]]:
+    header: dict[str, Any] = {"__metadata__": {"krstore": json.dumps(archive_attributes(spec))}}
     offset = 0
     for name, values in columns.items():
         header[name] = {"dtype": "I64", "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}
@@ -122,4 +132,4 @@ def _safetensors(path: Path, spec: SourceSpec, columns: Mapping[str, Ids], attri
         file.write(struct.pack("<Q", len(text)) + text)
         for values in columns.values():
             file.write(np.ascontiguousarray(values, np.int64).tobytes())
-        yield _StreamWriter(file, numpy_dtype(spec.dtype))
+        yield file

@@ -6,13 +6,14 @@ the layer ``layer3.0`` with features of 64x8x8; ResNet-18 after block 6, ``layer
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "ResNet", "resnet18", "resnet32", "resnet32_tail"]
+__all__ = ["BasicBlock", "ResNet", "ResNetTail", "resnet18", "resnet18_tail", "resnet32", "resnet32_tail"]
 
 
 class BasicBlock(nn.Module):
@@ -40,7 +41,9 @@ class BasicBlock(nn.Module):
         if self.downsample is not None:
             x = self.downsample(x)
         elif self.stride != 1 or self.added:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2)
+            )
         return F.relu(out + x)
 
 
@@ -61,12 +64,17 @@ class ResNet(nn.Module):
         super().__init__()
         width = widths[0]
         self.imagenet_stem = imagenet_stem
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False) if imagenet_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = (
+            nn.Conv2d(3, width, 7, 2, 3, bias=False) if imagenet_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(width)
         self.stages = [f"layer{i}" for i in range(1, len(blocks) + 1)]
         for name, count, outputs in zip(self.stages, blocks, widths, strict=True):
             stride = 1 if name == "layer1" else 2
-            stage = [BasicBlock(width if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut) for i in range(count)]
+            stage = [
+                BasicBlock(width if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut)
+                for i in range(count)
+            ]
             self.add_module(name, nn.Sequential(*stage))
             width = outputs
         self.fc = nn.Linear(width, classes)
@@ -91,22 +99,37 @@ def resnet18(classes: int = 100) -> ResNet:
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, shortcut="B", imagenet_stem=True)
 
 
-class _Tail(nn.Module):
-    def __init__(self) -> None:
+class ResNetTail(nn.Module):
+    """What follows a block of a `ResNet`, up to the embedding: the task learner F2 without its classifier.
+
+    Its parameters have their names in the whole network, so that its weights load by name.
+
+    Args:
+        network: the whole network, whose modules it takes.
+        layer: the block before it, for example ``"layer3.0"``.
+    """
+
+    def __init__(self, network: ResNet, layer: str) -> None:
         super().__init__()
-        layer3 = resnet32().get_submodule("layer3")
-        assert isinstance(layer3, nn.Sequential)
-        self.layer3 = nn.ModuleDict({str(i): layer3[i] for i in range(1, 5)})
+        stage, _, block = layer.partition(".")
+        rest = list(network.get_submodule(stage).named_children())[int(block) + 1 :]
+        self.add_module(stage, nn.Sequential(OrderedDict(rest)))  # empty after the last block of a stage
+        self.stages = network.stages[network.stages.index(stage) :]
+        for name in self.stages[1:]:
+            self.add_module(name, network.get_submodule(name))
 
     def forward(self, features: Tensor) -> Tensor:
-        for block in self.layer3.values():
-            features = block(features)
+        """Map features of the layer (N, C, H, W) to pooled embeddings (N, D)."""
+        for name in self.stages:
+            features = self.get_submodule(name)(features)
         return features.mean((2, 3))
 
 
-def resnet32_tail() -> nn.Module:
-    """Return the KRNet paper's task learner without its classifier: features (N, 64, 8, 8) to embeddings (N, 64).
+def resnet32_tail() -> ResNetTail:
+    """Return `resnet32` after its layer ``layer3.0``: features (N, 64, 8, 8) to embeddings (N, 64)."""
+    return ResNetTail(resnet32(), "layer3.0")
 
-    The four blocks after ``layer3.0`` under their names in the whole network, so that its weights load by name.
-    """
-    return _Tail()
+
+def resnet18_tail() -> ResNetTail:
+    """Return `resnet18` after its layer ``layer3.1``: features (N, 256, 14, 14) to embeddings (N, 512)."""
+    return ResNetTail(resnet18(), "layer3.1")
