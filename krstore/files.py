@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,22 +18,30 @@ __all__ = ["atomic_path", "atomic_write", "check_target"]
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Refuse a target that exists (unless `force`) or whose folder does not; called before expensive work.
+    """Refuse a target that cannot or must not be written; called before expensive work.
 
     Raises:
-        OutputError: the target exists and `force` is false, is a folder, or its folder does not exist.
+        OutputError: the target exists and `force` is false, is a folder or a device, or its folder does not exist or
+            cannot be written to.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; use --force (force=True) to replace it, or another -o")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; create it first")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; name a file")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is no plain file; name another")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists; use --force (force=True) to replace it, or another -o")
+        if not path.parent.is_dir():
+            raise OutputError(f"the folder {path.parent} does not exist; create it first")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"the folder {path.parent} cannot be written to")
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, else remove it.
+    """Yield a new, empty temporary file beside `path`; on success fsync it and rename it over `path`, else remove it.
 
     A crash at any instant leaves the old file or none. What a killed process left behind is removed by the
     next writer of the same target on the same machine.
@@ -39,24 +50,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OutputError: the file cannot be created, written or renamed (disk full, no permission, I/O error).
     """
     _remove_stale(path)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         yield temporary
         _fsync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        why = error.strerror or error
+        if error.errno == errno.ENAMETOOLONG:
+            why = "the name is too long; a file is written under a temporary name about 40 characters longer"
+        raise OutputError(f"cannot write {path}: {why}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # the file is in place; some file systems cannot sync a folder
+        _fsync(path.parent)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a binary file, readable and seekable, that becomes `path` when the block ends without an error."""
-    with atomic_path(path) as temporary, temporary.open("w+b") as file:
+    """Yield a binary file, readable and seekable, that becomes `path` when the block ends without an error.
+
+    Raises:
+        OutputError: as `atomic_path`.
+    """
+    with atomic_path(path) as temporary, temporary.open("r+b") as file:
         yield file
-        file.flush()
 
 
 def _fsync(path: Path) -> None:
@@ -67,15 +87,19 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _prefix(path: Path) -> str:
+    """How the names of this machine's temporary files for `path` begin; the writer's process ID follows."""
+    return f".{path.name}.{socket.gethostname()}-"
+
+
 def _remove_stale(path: Path) -> None:
     """Remove the temporary files of dead processes of this machine that were writing `path`."""
-    prefix = f".{path.name}.{socket.gethostname()}-"
-    for stale in path.parent.glob("*.partial"):
-        if not stale.name.startswith(prefix):
-            continue
-        pid = stale.name.removeprefix(prefix).removesuffix(".partial")
-        if pid.isdigit() and int(pid) != os.getpid() and not _alive(int(pid)):
-            stale.unlink(missing_ok=True)
+    ours = re.compile(re.escape(_prefix(path)) + r"([0-9]{1,9})-[0-9a-f]{8}\.partial")
+    with contextlib.suppress(OSError):
+        for stale in path.parent.iterdir():
+            match = ours.fullmatch(stale.name)
+            if match and not _alive(int(match[1])):
+                stale.unlink()
 
 
 def _alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, KrstoreError
 from krstore.source import Array, Ids
 from krstore.store.container import MemberReader
 
@@ -22,6 +22,7 @@ __all__ = ["BlockBytes", "BlockReader", "block_index", "check_blocks", "samples_
 
 THREADS = min(4, os.cpu_count() or 1)
 GROUP_SAMPLES = 256
+MAX_BLOCK_SAMPLES = 4096
 
 _HEAD = struct.Struct("<IIB")
 _WIDTHS = {2: "<u2", 4: "<u4"}
@@ -33,8 +34,18 @@ def samples_per_block(bytes_per_sample: float) -> int:
 
 
 def block_index(block_samples: int, sizes: list[int], checksums: list[int]) -> bytes:
-    """Return the bytes of an index member."""
-    width = 2 if max(sizes, default=0) < 1 << 16 else 4
+    """Return the bytes of an index member.
+
+    Raises:
+        KrstoreError: a block of no samples, of too many, or of 4 GiB or more.
+    """
+    largest = max(sizes, default=0)
+    if not 1 <= block_samples <= MAX_BLOCK_SAMPLES or largest >= 1 << 32:
+        raise KrstoreError(
+            f"blocks of {block_samples} samples and up to {largest} bytes; a block has 1 to {MAX_BLOCK_SAMPLES} "
+            "samples and less than 4 GiB: choose smaller blocks"
+        )
+    width = 2 if largest < 1 << 16 else 4
     head = _HEAD.pack(block_samples, len(sizes), width)
     return head + np.array(sizes, _WIDTHS[width]).tobytes() + np.array(checksums, "<u4").tobytes()
 
@@ -55,19 +66,26 @@ class BlockBytes:
         self._payload, self._name, self._samples = payload, name, samples
         index = payload.read(f"{name}.index")
         try:
-            self.per_block, count, width = _HEAD.unpack_from(index)
-            if len(index) != _HEAD.size + count * (width + 4):
-                raise ValueError(f"{len(index)} bytes for {count} blocks")
-            sizes = np.frombuffer(index, _WIDTHS[width], count, _HEAD.size).astype(np.int64)
-        except (struct.error, ValueError, KeyError) as error:
-            raise CorruptStoreError(f"the index of {name!r} is malformed: {error}") from error
+            per_block, count, width = _HEAD.unpack_from(index)
+        except struct.error as error:
+            raise CorruptStoreError(f"the index of {name!r} is cut: {error}") from error
+        if (
+            width not in _WIDTHS
+            or len(index) != _HEAD.size + count * (width + 4)
+            or not 1 <= per_block <= MAX_BLOCK_SAMPLES
+        ):
+            raise CorruptStoreError(
+                f"the index of {name!r} is malformed: {len(index)} bytes for {count} blocks of {per_block} "
+                f"samples (at most {MAX_BLOCK_SAMPLES}) with sizes of {width} bytes"
+            )
+        self.per_block = int(per_block)
+        sizes = np.frombuffer(index, _WIDTHS[width], count, _HEAD.size).astype(np.int64)
         self._checksums = np.frombuffer(index, "<u4", count, _HEAD.size + count * width)
         self._ends = np.cumsum(sizes)
         self._starts = self._ends - sizes
-        expected = -(-samples // self.per_block) if self.per_block else -1
-        if count != expected or sizes.sum() != payload.size(name):
+        if count != -(-samples // per_block) or sizes.sum() != payload.size(name):
             raise CorruptStoreError(
-                f"the index of {name!r} lists {count} blocks of {self.per_block} samples, {sizes.sum()} bytes; "
+                f"the index of {name!r} lists {count} blocks of {per_block} samples, {sizes.sum()} bytes; "
                 f"expected {samples} samples and {payload.size(name)} bytes"
             )
 

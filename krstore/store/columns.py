@@ -18,21 +18,26 @@ _HEAD = struct.Struct("<QB")
 def pack_column(values: Ids) -> bytes:
     """Pack integers (N,): the distinct values once, then each entry's rank among them in as few bytes as it takes."""
     distinct, ranks = np.unique(values, return_inverse=True)
-    width = next(w for w in (1, 2, 4, 8) if len(distinct) <= 1 << (8 * w))
+    width = _width(len(distinct))
     differences = np.diff(distinct, prepend=np.int64(0)).astype("<i8")
     body = differences.tobytes() + ranks.astype(f"<u{width}").tobytes()
     return _HEAD.pack(len(distinct), width) + zstandard.ZstdCompressor(level=19).compress(body)
 
 
+def _width(distinct: int) -> int:
+    """How many bytes a rank among so many values takes."""
+    return next(width for width in (1, 2, 4, 8) if distinct <= 1 << (8 * width))
+
+
 def unpack_column(data: bytes, samples: int, name: str) -> Ids:
-    """Undo `pack_column` for a column known to have `samples` entries.
+    """Undo `pack_column` for a column known to have `samples` entries, one at least.
 
     Raises:
         CorruptStoreError: the bytes are not such a column.
     """
     try:
         count, width = _HEAD.unpack_from(data)
-        if width not in (1, 2, 4, 8) or count > samples:
+        if not 1 <= count <= samples or width != _width(count):
             raise ValueError(f"{count} distinct values of {width} bytes for {samples} entries")
         expected = 8 * count + width * samples
         frame = zstandard.get_frame_parameters(data[_HEAD.size :])
@@ -41,8 +46,8 @@ def unpack_column(data: bytes, samples: int, name: str) -> Ids:
         unpacked = zstandard.ZstdDecompressor().decompress(data[_HEAD.size :], max_output_size=expected)
         distinct = np.cumsum(np.frombuffer(unpacked, "<i8", count))
         ranks = np.frombuffer(unpacked, f"<u{width}", samples, 8 * count)
-        if samples and ranks.max() >= count:
+        if int(ranks.max()) >= count:
             raise ValueError("a rank beyond the distinct values")
     except (struct.error, ValueError, zstandard.ZstdError) as error:
         raise CorruptStoreError(f"column {name!r} is malformed: {error}") from error
-    return distinct[ranks].astype(np.int64)
+    return np.asarray(distinct[ranks], np.int64)

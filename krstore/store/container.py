@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
+import threading
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, KrstoreError, UsageError
 
 __all__ = ["Container", "ContainerWriter", "Member", "MemberReader"]
 
 HEADER = "header.json"
-MAX_HEADER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 8 << 20
 MAX_MEMBERS = 4096
+MAX_NAME = 255
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
@@ -30,6 +33,7 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _DATE = (1 << 5) | 1  # 1980-01-01, the only date a store has
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,16 @@ class ContainerWriter:
         self.hashes: dict[str, str] = {}
 
     def write(self, name: str, parts: Iterable[bytes]) -> None:
-        """Write a member from its parts, in order."""
+        """Write a member from its parts, in order.
+
+        Raises:
+            KrstoreError: a name that is malformed or already there, or too many members.
+        """
+        if not _is_name(name) or name in self._members or len(self._members) >= MAX_MEMBERS - 1:
+            raise KrstoreError(
+                f"member {name!r} cannot be written: a store has at most {MAX_MEMBERS} members, each named once, by "
+                f"at most {MAX_NAME} ASCII letters, digits, '.', '_', '-' and '/' (no part beginning with '.' or '-')"
+            )
         start = self.position()
         self._file.write(_local_header(name, 0, 0))
         offset, crc, size, digest = self._file.tell(), 0, 0, hashlib.sha256()
@@ -89,7 +102,16 @@ class ContainerWriter:
         self._directory += _central_header(name, 0, crc, size, size, start)
 
     def finish(self, header: bytes) -> None:
-        """Write the header and the directory: from here on the file is a store."""
+        """Write the header and the directory: from here on the file is a store.
+
+        Raises:
+            KrstoreError: the header is larger than readers accept.
+        """
+        if len(header) > MAX_HEADER_BYTES:
+            raise KrstoreError(
+                f"the header would have {len(header)} bytes; at most {MAX_HEADER_BYTES} are allowed: "
+                "remove large attributes from the archive"
+            )
         start, packed, crc = self.position(), deflate(header), zlib.crc32(header)
         sizes = (crc, len(packed), len(header))
         self._file.write(_LOCAL.pack(b"PK\3\4", 45, 0, 8, 0, _DATE, *sizes, len(HEADER), 0) + HEADER.encode() + packed)
@@ -122,13 +144,26 @@ class ContainerWriter:
     def read_at(self, name: str, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset` of a member written before."""
         self._file.flush()
-        return os.pread(self._file.fileno(), size, self._members[name].offset + offset)
+        return _pread(self._file.fileno(), size, self._members[name].offset + offset)
 
 
 def deflate(data: bytes) -> bytes:
     """Return data as a raw deflate stream."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     return compressor.compress(data) + compressor.flush()
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None
+
+
+def _pread(descriptor: int, size: int, offset: int) -> bytes:
+    """Read `size` bytes, fewer only where the file ends; one system call returns 2 GiB at most."""
+    parts = []
+    while size > 0 and (part := os.pread(descriptor, min(size, 1 << 30), offset)):
+        parts.append(part)
+        size, offset = size - len(part), offset + len(part)
+    return b"".join(parts)
 
 
 def _local_header(name: str, crc: int, size: int) -> bytes:
@@ -156,25 +191,53 @@ def _end_records(count: int, size: int, start: int) -> bytes:
 
 
 class Container:
-    """An open store file: its directory checked, its members readable at any offset.
+    """A store file: its directory checked, its members readable at any offset, by several threads at once.
 
     Raises:
+        UsageError: the file cannot be opened, or was replaced after it had been opened.
         CorruptStoreError: the file is no such container, is truncated, or its directory contradicts itself.
     """
 
+    _descriptor: int | None = None
+    _identity: tuple[int, ...] | None = None
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
         try:
-            self.file_bytes = os.fstat(self._file.fileno()).st_size
+            self.file_bytes = os.fstat(self._open()).st_size
             self.members = self._directory()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Give the file descriptor back; the next read opens the file again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _open(self) -> int:
+        """Return the file's descriptor, opening the file where it is closed; only the very same file will do."""
+        with self._lock:
+            if self._descriptor is not None:
+                return self._descriptor
+            try:
+                if not self.path.is_file():
+                    raise UsageError(f"{self.path} is not a file")
+                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise UsageError(f"{self.path} cannot be opened: {error.strerror}") from error
+            status = os.fstat(descriptor)
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._identity not in (None, identity):
+                os.close(descriptor)
+                raise UsageError(f"{self.path} was replaced or changed after it had been opened; open it again")
+            self._identity, self._descriptor = identity, descriptor
+            return descriptor
 
     def names(self) -> list[str]:
         """Return the members' names."""
@@ -202,6 +265,8 @@ class Container:
     def header(self) -> bytes:
         """Return `header.json`, inflated and checked."""
         member = self._member(HEADER)
+        if member.size > MAX_HEADER_BYTES:
+            raise self._corrupt(f"a header of {member.size} bytes; at most {MAX_HEADER_BYTES} are allowed")
         inflate = zlib.decompressobj(-15)
         try:
             data = inflate.decompress(self._pread(member.offset, member.size), MAX_HEADER_BYTES)
@@ -222,19 +287,19 @@ class Container:
         return CorruptStoreError(f"{self.path}: {what}")
 
     def _pread(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, offset)
-        while len(data) < size:
-            more = os.pread(self._file.fileno(), size - len(data), offset + len(data))
-            if not more:
-                raise self._corrupt(f"the file ends at byte {offset + len(data)}, inside a member")
-            data += more
+        try:
+            data = _pread(self._open(), size, offset)
+        except OSError as error:
+            raise self._corrupt(f"bytes {offset}..{offset + size} cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise self._corrupt(f"the file ends at byte {offset + len(data)}, inside a member")
         return data
 
     def _directory(self) -> dict[str, Member]:
         """Parse the directory and check that header, members and directory tile the file without gap or overlap."""
         start, size, count = self._end()
-        if count > MAX_MEMBERS:
-            raise self._corrupt(f"{count} members; at most {MAX_MEMBERS} are allowed")
+        if count > MAX_MEMBERS or size > count * (_CENTRAL.size + MAX_NAME + 28):
+            raise self._corrupt(f"a directory of {count} members in {size} bytes; at most {MAX_MEMBERS} are allowed")
         data, at, expected = self._pread(start, size), 0, 0
         members: dict[str, Member] = {}
         for _ in range(count):
@@ -301,24 +366,23 @@ class Container:
         own = (rest[:name_size].decode("ascii", "replace"), own_method, own_crc, own_packed, own_unpacked)
         if magic != b"PK\3\4" or flags or time or date != _DATE or own != (name, method, crc, packed, unpacked):
             raise self._corrupt(f"the local header of member {name!r} contradicts the directory")
-        return offset + _LOCAL.size + name_size + extra_size
+        return offset + _LOCAL.size + len(rest)
 
     def _name(self, raw: bytes) -> str:
         name = raw.decode("ascii", "replace")
-        if not name or any(not (c.isalnum() or c in "._-/") for c in name) or not name.isascii():
-            raise self._corrupt(f"member name {name!r} is not one a store may have")
+        if not _is_name(name):
+            raise self._corrupt(f"member name {name[:MAX_NAME]!r} is not one a store may have")
         return name
 
     def _zip64(self, extra: bytes, packed: int, unpacked: int, offset: int) -> tuple[int, int, int]:
         """Take the 64-bit sizes from an extra field where the 32-bit ones are saturated; nothing else is allowed."""
         if not extra:
             return packed, unpacked, offset
-        if len(extra) < 4 or struct.unpack_from("<2H", extra) != (1, len(extra) - 4):
-            raise self._corrupt("an extra field that a store may not have")
-        values = list(struct.unpack(f"<{(len(extra) - 4) // 8}Q", extra[4 : 4 + (len(extra) - 4) // 8 * 8]))
         saturated = [value == _MAX32 for value in (unpacked, packed, offset)]
-        if (len(extra) - 4) != 8 * sum(saturated):
-            raise self._corrupt("the 64-bit sizes of a member do not fit its entry")
+        wide = 8 * sum(saturated)
+        if len(extra) != 4 + wide or struct.unpack_from("<2H", extra) != (1, wide):
+            raise self._corrupt("an extra field that a store may not have")
+        values = list(struct.unpack_from(f"<{sum(saturated)}Q", extra, 4))
         unpacked = values.pop(0) if saturated[0] else unpacked
         packed = values.pop(0) if saturated[1] else packed
         offset = values.pop(0) if saturated[2] else offset

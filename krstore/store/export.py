@@ -74,7 +74,7 @@ def decode(
     with write_archive(path, spec, columns) as writer, progress.task("decode", len(rows)) as task:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            writer.append(store.decoder.decode(part))
+            writer.append(store.decode(part))
             task.advance(len(part))
     return path
 

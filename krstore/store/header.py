@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from krstore.dtypes import DTYPES
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.source import SourceSpec
 
 __all__ = ["FORMAT_VERSION", "Header", "MemberInfo", "Quality", "SourceInfo", "decode_header", "encode_header"]
 
 FORMAT_VERSION = 1
+MAX_SAMPLE_BYTES = 1 << 32
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")]
+Key = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
+MemberName = Annotated[str, msgspec.Meta(max_length=255)]
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,14 +52,14 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class SourceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was encoded; see `krstore.source.SourceSpec`."""
 
-    samples: Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
-    shape: tuple[Count, ...]
-    dtype: str
+    samples: Positive
+    shape: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=32)]
+    dtype: Name
     channel_axis: int | None
-    bytes: Count
+    bytes: Positive
     sha256: Sha256
-    features_key: str
-    labels_key: str
+    features_key: Key
+    labels_key: Key
     attributes: dict[str, Any]
 
     @property
@@ -77,22 +81,35 @@ class MemberInfo(msgspec.Struct, frozen=True):
 class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The header of a store."""
 
-    krs_version: int
-    min_reader: int
-    flags: int
-    kind: str
-    codec: str
+    krs_version: Positive
+    min_reader: Positive
+    flags: Literal[0]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(dense|exemplar|snapshot)\Z")]
+    codec: Name
     config: dict[str, Any]
     source: SourceInfo
-    kept: Count
-    classes: Count | None
+    kept: Positive
+    classes: Positive | None
     quality: Quality
-    members: dict[str, MemberInfo]
+    members: dict[MemberName, MemberInfo]
+
+
+class _Version(msgspec.Struct):
+    min_reader: int
 
 
 def encode_header(header: Header) -> bytes:
-    """Return the header as JSON, keys in a fixed order."""
-    return msgspec.json.encode(header, order="deterministic")
+    """Return the header as JSON, keys in a fixed order.
+
+    Raises:
+        UsageError: no reader would accept it: the source has a name, size or value that a store cannot hold.
+    """
+    data = msgspec.json.encode(header, order="deterministic")
+    try:
+        decode_header(data)
+    except CorruptStoreError as error:
+        raise UsageError(f"this source cannot be kept in a store: {error}") from None
+    return data
 
 
 def decode_header(data: bytes) -> Header:
@@ -103,26 +120,31 @@ def decode_header(data: bytes) -> Header:
             or it asks for a newer reader.
     """
     try:
-        raw = msgspec.json.decode(data)
-        version = raw.get("min_reader") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        needed = msgspec.json.decode(data, type=_Version).min_reader
+        if needed > FORMAT_VERSION:
             raise CorruptStoreError(
-                f"format version {version} is needed; this krstore reads up to {FORMAT_VERSION}: upgrade krstore"
+                f"format version {needed} is needed; this krstore reads up to {FORMAT_VERSION}: upgrade krstore"
             )
-        header = msgspec.convert(raw, Header)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+        header = msgspec.json.decode(data, type=Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptStoreError(f"the header is malformed: {error}") from error
     source = header.source
     if source.dtype not in DTYPES:
         raise CorruptStoreError(f"the header's element type {source.dtype!r} is none of {', '.join(DTYPES)}")
-    if source.channel_axis is not None and not 0 <= source.channel_axis < len(source.shape):
+    if source.channel_axis not in (None, *range(len(source.shape))):
         raise CorruptStoreError(f"channel axis {source.channel_axis} of samples of shape {source.shape}")
-    if len(source.shape) > 32 or source.bytes != source.spec.bytes:
-        raise CorruptStoreError(f"{source.samples} samples of shape {source.shape} are not {source.bytes} bytes")
-    if header.flags or header.krs_version < 1 or header.min_reader < 1:
-        raise CorruptStoreError(f"reserved flags {header.flags}, versions {header.krs_version}, {header.min_reader}")
-    if not 1 <= header.kept <= source.samples or (header.kind == "dense" and header.kept != source.samples):
+    if source.bytes != source.spec.bytes or source.spec.sample_bytes > MAX_SAMPLE_BYTES:
+        raise CorruptStoreError(
+            f"{source.samples} samples of {source.dtype}, shape {source.shape}, in {source.bytes} bytes; expected "
+            f"{source.spec.bytes} bytes, a sample of at most {MAX_SAMPLE_BYTES}"
+        )
+    for key in (source.features_key, source.labels_key):
+        if {"", ".", ".."} & {*key.split("/")}:
+            raise CorruptStoreError(f"{key[:80]!r} cannot name an array of an archive")
+    if header.kept > source.samples or (header.kind == "dense" and header.kept != source.samples):
         raise CorruptStoreError(f"a {header.kind} store keeps {header.kept} of {source.samples} samples")
-    if not all(math.isfinite(v) for v in (header.quality.mse, header.quality.nmse, header.quality.cosine)):
-        raise CorruptStoreError("the header's quality is not finite")
+    if (header.classes or 0) > source.samples or len(header.quality.per_class) > (header.classes or 0):
+        raise CorruptStoreError(
+            f"{header.classes} classes and {len(header.quality.per_class)} errors by class for {source.samples} samples"
+        )
     return header

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import zstandard
 
-from krstore.errors import CorruptStoreError, UsageError
+from krstore.errors import CorruptStoreError, KrstoreError, UsageError
 from krstore.source import Array, Ids, SourceSpec
 from krstore.store.columns import unpack_column
 from krstore.store.container import HEADER, Container
@@ -25,6 +29,7 @@ __all__ = ["PAYLOAD", "Sizes", "Store", "StoreSource"]
 
 PAYLOAD = "payload/"
 COLUMNS = ("labels", "task", "ids")
+MAX_SAMPLES_PER_BYTE = 1024
 
 
 class Sizes(msgspec.Struct, frozen=True):
@@ -69,27 +74,27 @@ class Store:
     """An open store.
 
     Opening reads and checks the directory and the header only. Labels, the codec and its network are loaded when
-    they are first needed. A store pickles as its path and reopens lazily, so it travels to `DataLoader` workers.
+    they are first needed, and the file is held open only from the first of these reads on. A store pickles as its
+    path, so it travels to `DataLoader` workers; several threads may read it at once.
 
     Args:
         path: a `.krs` file.
         device: where neural codecs decode: ``"auto"``, ``"cpu"``, ``"cuda"``...
 
     Raises:
+        UsageError: there is no such file, or it cannot be opened.
         CorruptStoreError: the file is damaged, truncated, contradicts itself, or needs a newer krstore.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         self.path = Path(path)
         self.device = device
-        if not self.path.is_file():
-            raise UsageError(f"{self.path} is not a file")
         self._container = Container(self.path)
         try:
-            self.header = self._checked_header()
-        except BaseException:
+            with self._reading():
+                self.header = self._checked_header()
+        finally:
             self._container.close()
-            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(Store, device=self.device), (str(self.path.absolute()),)
@@ -98,7 +103,8 @@ class Store:
         return self.header.kept
 
     def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}: {self.codec}, {len(self)} samples of {self.source.shape}, ratio {self.ratio:.1f})"
+        what = f"{self.codec}, {len(self)} samples of {self.source.shape}, ratio {self.ratio:.1f}"
+        return f"Store({str(self.path)!r}: {what})"
 
     def __enter__(self) -> Store:
         return self
@@ -106,8 +112,12 @@ class Store:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_container"):
+            self._container.close()
+
     def close(self) -> None:
-        """Close the file; the store cannot be read any more."""
+        """Give the file descriptor back; a later read opens the file again."""
         self._container.close()
 
     @property
@@ -142,7 +152,7 @@ class Store:
         for name, member in self.header.members.items():
             if name in COLUMNS:
                 split["labels"] += member.bytes
-            elif not name.endswith(".index"):
+            elif not self._is_index(name):
                 split[name.split("/")[1]] += member.bytes
         file = self._container.file_bytes
         return Sizes(source=self.header.source.bytes, file=file, **split, overhead=file - sum(split.values()))
@@ -167,6 +177,10 @@ class Store:
             raise CorruptStoreError(f"{self.path}: the kept samples' IDs are not distinct IDs of the source")
         return ids
 
+    @functools.cached_property
+    def _order(self) -> Ids:
+        return np.argsort(self.ids)
+
     def read(self, ids: Any) -> Array:
         """Decode samples by their source IDs.
 
@@ -179,28 +193,35 @@ class Store:
         Raises:
             UsageError: an ID is out of range, or an exemplar store does not keep it.
             CorruptStoreError: the payload is damaged.
+            KrstoreError: so many samples do not fit into memory.
         """
-        return self.decoder.decode(self.rows(ids))
+        return self.decode(self.rows(ids))
+
+    def decode(self, rows: Ids) -> Array:
+        """Decode payload rows (rows count stored samples, 0..len-1)."""
+        self._check_rows(rows)
+        decoder = self.decoder
+        with self._reading():
+            return decoder.decode(rows)
 
     def rows(self, ids: Any) -> Ids:
         """Return the payload rows of these source IDs."""
         if isinstance(ids, slice):
-            ids = np.arange(self.source.samples)[ids]
-        ids = np.atleast_1d(np.asarray(ids))
-        if ids.size == 0:
+            ids = np.arange(*ids.indices(self.source.samples))
+        given = np.atleast_1d(np.asarray(ids))
+        if given.size == 0:
             return np.empty(0, np.int64)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise UsageError(f"sample IDs of shape {ids.shape} and type {ids.dtype}; expected a list of integers")
-        ids = ids.astype(np.int64)
-        outside = ids[(ids < 0) | (ids >= self.source.samples)]
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise UsageError(f"sample IDs of shape {given.shape} and type {given.dtype}; expected a list of integers")
+        wanted = given.astype(np.int64)
+        outside = wanted[(wanted < 0) | (wanted >= self.source.samples)]
         if len(outside):
             raise UsageError(f"sample {outside[0]} does not exist; IDs are 0 to {self.source.samples - 1}")
         if "ids" not in self.header.members:
-            return ids
-        order = np.argsort(self.ids)
-        found = np.searchsorted(self.ids, ids, sorter=order).clip(max=len(order) - 1)
-        rows = order[found]
-        missing = ids[self.ids[rows] != ids]
+            return wanted
+        found = np.searchsorted(self.ids, wanted, sorter=self._order).clip(max=len(self) - 1)
+        rows = self._order[found]
+        missing = wanted[self.ids[rows] != wanted]
         if len(missing):
             raise UsageError(
                 f"sample {missing[0]} is not kept: this {self.codec} store holds {len(self)} exemplars of "
@@ -220,17 +241,16 @@ class Store:
                 f"{self.path} was written by codec {self.codec!r}, which is not installed; "
                 f"known: {', '.join(codec_names())}"
             )
-        context = OpenContext(
-            spec=self.source, kept=len(self), labels=self.labels, device=resolve_device(self.device)
-        )
-        try:
+        context = OpenContext(spec=self.source, kept=len(self), labels=self.labels, device=resolve_device(self.device))
+        with self._reading():
             return get_codec(self.codec).open(PayloadView(self._container), context)
-        except (ValueError, KeyError, IndexError, TypeError, ArithmeticError) as error:
-            raise CorruptStoreError(f"{self.path}: the payload does not fit its codec: {error}") from error
 
     def decode_tensor(self, rows: Ids) -> torch.Tensor:
-        """Decode payload rows to a tensor on the decoding device (rows count stored samples, 0..len-1)."""
-        return self.decoder.decode_tensor(rows)
+        """Decode payload rows to a tensor on the decoding device."""
+        self._check_rows(rows)
+        decoder = self.decoder
+        with self._reading():
+            return decoder.decode_tensor(rows)
 
     def replay(self, batch_size: int = 128, **options: Any) -> Replay:
         """Return an iterable of (features, labels) batches for a training loop; see `krstore.replay.Replay`."""
@@ -251,22 +271,45 @@ class Store:
     def _column(self, name: str) -> Ids | None:
         if name not in self.header.members:
             return None
-        return unpack_column(self._container.read(name), len(self), name)
+        with self._reading():
+            return unpack_column(self._container.read(name), len(self), name)
+
+    def _check_rows(self, rows: Ids) -> None:
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise UsageError(f"rows {rows.min()} to {rows.max()} of a store of {len(self)} samples")
+
+    def _is_index(self, name: str) -> bool:
+        return name.endswith(".index") and name.removesuffix(".index") in self.header.members
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Name the file in every error, and turn what a codec trips over in a damaged payload into an error."""
+        try:
+            yield
+        except CorruptStoreError as error:
+            raise CorruptStoreError(f"{self.path}: {str(error).removeprefix(f'{self.path}: ')}") from error
+        except (ValueError, LookupError, TypeError, ArithmeticError, struct.error, zstandard.ZstdError) as error:
+            raise CorruptStoreError(f"{self.path}: the payload does not fit its codec: {error}") from error
+        except MemoryError as error:
+            raise KrstoreError(f"{self.path}: not enough memory ({error}); read fewer samples at a time") from error
 
     def _checked_header(self) -> Header:
-        try:
-            header = decode_header(self._container.header())
-        except CorruptStoreError as error:
-            raise CorruptStoreError(f"{self.path}: {str(error).removeprefix(f'{self.path}: ')}") from None
+        header = decode_header(self._container.header())
+        if header.source.samples > MAX_SAMPLES_PER_BYTE * self._container.file_bytes:
+            raise CorruptStoreError(f"{header.source.samples} samples in a file of {self._container.file_bytes} bytes")
         present = {name: self._container.size(name) for name in self._container.names() if name != HEADER}
         listed = {name: member.bytes for name, member in header.members.items()}
         if present != listed:
             odd = sorted({*present.items()} ^ {*listed.items()})[0][0]
-            raise CorruptStoreError(f"{self.path}: member {odd!r} is missing, unknown, or not of the listed size")
+            raise CorruptStoreError(f"member {odd!r} is missing, unknown, or not of the listed size")
         allowed = (f"{PAYLOAD}network/", f"{PAYLOAD}latent/")
         strangers = [name for name in listed if name not in COLUMNS and not name.startswith(allowed)]
-        if strangers or (header.kind == "exemplar") != ("ids" in listed):
-            raise CorruptStoreError(f"{self.path}: members {strangers or ['ids']} do not belong in a {header.kind} store")
+        if strangers:
+            raise CorruptStoreError(f"member {strangers[0]!r} does not belong in a store")
+        if (header.kind == "exemplar") != ("ids" in listed) or (header.classes is None) == ("labels" in listed):
+            raise CorruptStoreError(
+                f"a {header.kind} store of {header.classes} classes with columns {[n for n in COLUMNS if n in listed]}"
+            )
         return header
 
 
@@ -280,5 +323,4 @@ class StoreSource:
 
     def read(self, ids: Ids) -> Array:
         """Decode payload rows."""
-        return self._store.decoder.decode(ids)
-
+        return self._store.decode(ids)
