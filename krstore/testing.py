@@ -56,7 +56,7 @@ class ArraySource:
 
 
 def example_source(
-    samples: int = 200, shape: tuple[int, ...] = (6, 4, 4), dtype: str = "float32", *, labelled: bool = True, seed: int = 0
+    samples: int = 300, shape: tuple[int, ...] = (6, 4, 4), dtype: str = "float32", *, labelled: bool = True, seed: int = 0
 ) -> ArraySource:
     """Return features like a network's: rectified and smooth, clustered by class, one channel dead, labels with gaps."""
     rng = np.random.default_rng(seed)
@@ -206,4 +206,4 @@ def _check_damage(store: Store, folder: Path) -> None:
 def _reachable(ratio: float | None, shape: tuple[int, ...], dtype: str) -> float:
     """Header and labels weigh more on small samples: keep to targets that leave most of the file to the payload."""
     source = example_source(shape=shape, dtype=dtype)
-    return min(ratio or 2.0, source.spec.bytes / 4000)
+    return min(ratio or 2.0, source.spec.bytes / 6000)

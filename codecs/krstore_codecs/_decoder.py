@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected"]
+__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected", "default_c1"]
 
 SLOPE = 1e-4
 GROUPS = 2
@@ -61,7 +61,13 @@ def _kernel(sizes: DecoderSizes, kernel: int) -> tuple[int, int]:
 
 
 def _groups(channels: int) -> int:
-    return GROUPS if channels % GROUPS == 0 else 1
+    """Two groups, but never one of a single channel: on a grid of one position its norm would be constant."""
+    return GROUPS if channels % GROUPS == 0 and channels > GROUPS else 1
+
+
+def default_c1(channels: int, head: str) -> int:
+    """Return c1 when none is given: the features' channels, and with a plain head at least 8."""
+    return channels if head == "module" else max(8, channels)
 
 
 class FullyConnected(nn.Sequential):

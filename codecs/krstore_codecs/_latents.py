@@ -20,6 +20,7 @@ __all__ = ["IntegerBlocks", "SpilledRows", "write_integer_blocks"]
 
 ROWS = 4096
 CLASSES = 24
+LARGEST = MAX_SYMBOLS // 2 - 1
 
 
 class SpilledRows:
@@ -118,7 +119,7 @@ class IntegerBlocks:
 
 
 def _quantise(values: NDArray[np.float32], step: float) -> Integers:
-    return np.rint(values / np.float32(step)).astype(np.int32)
+    return np.rint(values / np.float32(step)).clip(-LARGEST, LARGEST).astype(np.int32)
 
 
 def _histograms(rows: SpilledRows, step: float, members: list[Ids]) -> list[tuple[int, NDArray[np.int64]]]:
@@ -128,8 +129,6 @@ def _histograms(rows: SpilledRows, step: float, members: list[Ids]) -> list[tupl
         integers = _quantise(chunk, step)
         low, high = np.minimum(low, integers.min(axis=0)), np.maximum(high, integers.max(axis=0))
     lows = [int(low[columns].min()) for columns in members]
-    if any(int(high[columns].max()) - first >= MAX_SYMBOLS for columns, first in zip(members, lows, strict=True)):
-        raise ValueError(f"a step of {step} makes more than {MAX_SYMBOLS} symbols")
     counts = [np.zeros(int(high[columns].max()) - first + 1, np.int64) for columns, first in zip(members, lows, strict=True)]
     for chunk in rows.chunks():
         integers = _quantise(chunk, step)

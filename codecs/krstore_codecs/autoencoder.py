@@ -27,7 +27,7 @@ from krstore.source import Array, Ids, Source, SourceSpec, chunks
 from krstore.store.blocks import BlockReader
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
-from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FeatureEncoder
+from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FeatureEncoder, default_c1
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
@@ -36,6 +36,7 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Autoencoder", "AutoencoderConfig"]
 
+FEWEST = 4
 LATENTS, STEP = "latent/codes", "network/step"
 GAUSSIAN_BITS = 2.05  # entropy, in bits, of a standard Gaussian rounded to a step of 1: log2(2 pi e) / 2
 
@@ -131,7 +132,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
 
     def knob(self, fitted: FittedAutoencoder) -> Knob | None:
         """Return the factor on the latents' step; 1 is what the network was trained for."""
-        return None if fitted.steps is None else Knob(1 / 64, 1.0, 64.0)
+        return None if fitted.steps is None else Knob(1 / 8, 1.0, 64.0)
 
     def pack(self, fitted: FittedAutoencoder, knob: float, sink: PayloadSink) -> None:
         """Code decoder and latents."""
@@ -169,22 +170,23 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
 
         def sizes(latent: int) -> DecoderSizes:
             return DecoderSizes(
-                width=latent, d0=config.d0 or latent, c0=c0, c1=config.c1 or channels, stride=config.stride,
+                width=latent, d0=config.d0 or max(8, latent), c0=c0, c1=config.c1 or default_c1(channels, config.head), stride=config.stride,
                 channels=channels, height=height, columns=columns, head=config.head,
             )  # fmt: skip
 
+        smallest = int(_estimate(sizes(config.latent or FEWEST), config.weight_bits))
         if config.latent is not None:
             latent = config.latent
+        elif smallest > 0.9 * budget:
+            raise TargetUnreachableError(
+                f"autoencoder: its smallest network here takes about {smallest:,} bytes; the target leaves {budget:,}. "
+                "Ask for a larger file, or try another codec"
+            )
         else:
+            network_bytes = max(network_bytes, smallest)
             wanted = max(1, int((budget - network_bytes) * 8 / config.latent_bits / spec.samples))
             latent = _largest(lambda n: _estimate(sizes(n), config.weight_bits) <= network_bytes, min(wanted, 4096))
-            if not latent:
-                smallest = _estimate(sizes(1), config.weight_bits) / config.network_share
-                raise TargetUnreachableError(
-                    f"autoencoder: its smallest network here wants about {smallest:,.0f} bytes; the target leaves "
-                    f"{budget:,}. Ask for a larger file, or try another codec"
-                )
-        bits = max(0.5, (budget - network_bytes) * 8 / spec.samples / latent)
+        bits = min(10.0, max(0.5, (budget - network_bytes) * 8 / spec.samples / latent))
         return Plan(AutoencoderSizes(sizes(latent), config.weights), network_bytes, 2 ** (GAUSSIAN_BITS - bits))
 
 
@@ -209,7 +211,7 @@ class _AutoencoderDecoder(NeuralDecoder):
         if quantised:
             step = np.frombuffer(payload.read(STEP), "<f4", 1)[0]
             integers = IntegerBlocks(payload, LATENTS, context.kept, length)
-            self._latents = lambda rows: integers.read(rows) * step
+            self._latents = lambda rows: integers.read(rows).astype(np.float32) * step
         else:
             floats = BlockReader(payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length))
             self._latents = floats.read
@@ -232,8 +234,8 @@ def _floats(blocks: list[bytes], samples: list[int], length: int) -> Array:
 
 
 def _largest(fits: Callable[[int], bool], high: int) -> int:
-    """Return the largest number up to `high` that fits, 0 if none does."""
-    low = 0
+    """Return the largest number up to `high` that fits, and at least `FEWEST`."""
+    low = FEWEST
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

@@ -24,7 +24,7 @@ from krstore.errors import TargetUnreachableError, UsageError
 from krstore.source import Ids, Source, SourceSpec, class_indices
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
-from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FullyConnected
+from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FullyConnected, default_c1
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
@@ -238,7 +238,7 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
     groups = Groups.of(labels, spec.samples, size).count
     positions = -(-height // config.stride) * -(-columns // config.stride)
     c0 = config.c0 or int(min(512, max(8, 8 * round(np.sqrt(weights / positions) / 32))))
-    c1 = config.c1 or channels
+    c1 = config.c1 or default_c1(channels, config.head)
     if config.head == "module" and c1 != channels:
         raise UsageError(f"c1={c1}: the paper's last convolution is depthwise, so c1 is the features' {channels} channels")
 

@@ -17,6 +17,7 @@ __all__ = ["Target", "make_target", "search"]
 DEFAULT_RATIO = 20.0
 TOLERANCE = 0.01
 MAX_TRIALS = 24
+FIRST_STRIDE = 1.03
 
 
 @dataclass(frozen=True)
@@ -77,34 +78,43 @@ class _Search:
         self.codec, self.knob, self.target, self.trial = codec, knob, target, trial
         self.by_bytes = target.max_bytes is not None
         self.last: float | None = None
+        self.value = math.inf
 
     def run(self) -> None:
-        limit, knob = self.target.limit, self.knob
-        best_end, worst_end = (knob.high, knob.low) if self.by_bytes else (knob.low, knob.high)
-        value = self._try(knob.start)
+        """Bracket the target by growing steps from the start, then close in."""
+        limit = self.target.limit
+        at, value = self.knob.start, self._try(self.knob.start)
+        fits = value <= limit
+        towards = self._end(safer=not fits)
+        other, other_value, stride = at, value, FIRST_STRIDE
+        while (value <= limit) == fits and not self._close(value):
+            if at == towards:
+                if fits:
+                    return
+                self._unreachable(value)
+            other, other_value = at, value
+            at, stride = self._step(at, towards, stride), stride**2
+            value = self._try(at)
+        good, bad = ((other, other_value), (at, value)) if fits else ((at, value), (other, other_value))
         if self._close(value):
             return
-        if value > limit:
-            bad, good, good_value = (knob.start, value), best_end, self._try(best_end)
-            if good_value > limit:
-                self._unreachable(good_value)
-        else:
-            good, good_value = knob.start, value
-            worst_value = self._try(worst_end)
-            if worst_value <= limit:
-                return
-            bad = (worst_end, worst_value)
         for _ in range(MAX_TRIALS):
-            if self._close(good_value) or self._adjacent(good, bad[0]):
+            if self._close(good[1]) or self._adjacent(good[0], bad[0]):
                 break
-            at = self._between((good, good_value), bad)
+            at = self._between(good, bad)
             value = self._try(at)
-            if value > limit:
-                bad = (at, value)
-            else:
-                good, good_value = at, value
-        if self.last != good:
-            self._try(good)
+            good, bad = (good, (at, value)) if value > limit else ((at, value), bad)
+        self._try(good[0])
+
+    def _end(self, *, safer: bool) -> float:
+        """Return the end of the knob where bytes (or mse) are least, or most."""
+        return self.knob.high if safer == self.by_bytes else self.knob.low
+
+    def _step(self, at: float, towards: float, stride: float) -> float:
+        """Move by a factor, or over a whole list's half, towards an end and not past it."""
+        if self.knob.integer:
+            return at + (1 if towards > at else -1) * max(1, abs(int(towards - at)) // 2)
+        return min(at * stride, towards) if towards > at else max(at / stride, towards)
 
     def _try(self, knob: float) -> float:
         if self.last == knob:
