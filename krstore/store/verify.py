@@ -54,6 +54,7 @@ def verify(
     *,
     decode: bool = False,
     against: Source | str | Path | None = None,
+    trust: bool = False,
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> VerifyReport:
@@ -64,6 +65,7 @@ def verify(
         decode: decode every sample, and check shape, element type and that all values are finite.
         against: the archive that was encoded: check that it is (by its SHA-256 and labels), and measure the quality
             again, but not by class where an archive comes without labels.
+        trust: let `against` read other files; see `krstore.archives.open_archive`.
         device: where neural codecs decode.
         progress: shown how it goes.
 
@@ -76,9 +78,9 @@ def verify(
         if against is None:
             decoded = _decode_all(store, progress) if decode else 0
             return VerifyReport(path=str(path), members=members, decoded=decoded)
-        source, stats = _same_source(store, against, progress)
+        source, stats = _same_source(store, against, trust, progress)
         kept = store.ids if "ids" in store.header.members else None
-        quality = measure(source, store.decoder.decode, stats, kept, progress)
+        quality = measure(source, store.decode, stats, kept, progress)
         differences = _differences(store.quality, quality)
     return VerifyReport(path=str(path), members=members, decoded=len(store), quality=quality, differences=differences)
 
@@ -89,7 +91,7 @@ def _decode_all(store: Store, progress: Progress) -> int:
     with progress.task("decode", len(store)) as task:
         for start in range(0, len(store), step):
             rows = np.arange(start, min(start + step, len(store)))
-            values = store.decoder.decode(rows)
+            values = store.decode(rows)
             if values.shape != (len(rows), *spec.shape) or values.dtype.name != spec.dtype:
                 raise CorruptStoreError(
                     f"{store.path}: samples decode to shape {values.shape[1:]} and type {values.dtype}; "
@@ -104,12 +106,14 @@ def _decode_all(store: Store, progress: Progress) -> int:
     return len(store)
 
 
-def _same_source(store: Store, against: Source | str | Path, progress: Progress) -> tuple[Source, SourceStats]:
+def _same_source(
+    store: Store, against: Source | str | Path, trust: bool, progress: Progress
+) -> tuple[Source, SourceStats]:
     """Open and scan the archive, and make sure that it is the one that was encoded."""
     spec = store.source
     if isinstance(against, str | Path):
         labels_key = None if store.labels is None or Path(against).suffix == ".npy" else spec.labels_key
-        against = open_archive(against, features_key=spec.features_key, labels_key=labels_key)
+        against = open_archive(against, features_key=spec.features_key, labels_key=labels_key, trust=trust)
     own = against.spec
     if (own.samples, own.shape, own.dtype) != (spec.samples, spec.shape, spec.dtype):
         raise ArchiveError(

@@ -1,0 +1,73 @@
+"""How long work shows itself: `krstore.progress.Progress` as bars on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from krstore_cli.output import Output
+
+__all__ = ["Bars"]
+
+
+class Bars:
+    """Shows work as bars with rate, figures and time left, when `live`; with ``-v`` each piece leaves a line."""
+
+    def __init__(self, out: Output, live: bool) -> None:
+        self._out = out
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,}/{task.total:,} {task.fields[unit]}", markup=False),
+            _Rate(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=out.err,
+            transient=True,
+            disable=not live,
+        )
+
+    @contextlib.contextmanager
+    def task(self, description: str, total: int, unit: str = "samples") -> Iterator[_Work]:
+        """Show a bar while the block runs; bars of nested blocks stand below each other."""
+        began = time.monotonic()
+        self._bars.start()
+        number = self._bars.add_task(description, total=total, unit=unit, figures="")
+        work = _Work(self._bars, number)
+        try:
+            yield work
+            self._out.detail(f"{description}: {work.done:,} {unit} in {time.monotonic() - began:.1f} s {work.figures}")
+        finally:
+            self._bars.remove_task(number)
+            if not self._bars.tasks:
+                self._bars.stop()
+
+    def note(self, message: str) -> None:
+        """Say what was decided."""
+        self._out.status(message)
+
+
+class _Work:
+    def __init__(self, bars: Progress, number: TaskID) -> None:
+        self._bars, self._number = bars, number
+        self.done, self.figures = 0, ""
+
+    def advance(self, amount: int = 1, **figures: float) -> None:
+        self.done += amount
+        if figures:
+            self.figures = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+        self._bars.update(self._number, advance=amount, figures=self.figures)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s")

@@ -1,0 +1,107 @@
+"""Options that commands share, and how their values are read.
+
+Every option can come from the environment too, as ``KRSTORE_`` and its long name; the command line wins.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from krstore.errors import UsageError
+
+__all__ = [
+    "Device",
+    "Force",
+    "Json",
+    "Output",
+    "Quiet",
+    "Trust",
+    "Verbose",
+    "complete_codec",
+    "option",
+    "parse_bytes",
+    "parse_classes",
+    "parse_ids",
+    "parse_settings",
+]
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{infix}B": base**power
+    for infix, base in (("", 1000), ("I", 1024))
+    for power, prefix in enumerate("KMGT", start=1)
+}
+
+
+def option(*names: str, help: str, **more: Any) -> Any:
+    """Return a Typer option that the environment sets too."""
+    long = next(name for name in names if name.startswith("--"))
+    return typer.Option(*names, help=help, envvar=f"KRSTORE_{long[2:].replace('-', '_').upper()}", **more)
+
+
+Json = Annotated[bool, option("--json", help="Write the result as JSON to stdout.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Only results and errors.")]
+Verbose = Annotated[
+    int,
+    option(
+        "--verbose", "-v", count=True, show_default=False, help="More details; -vv shows the traceback of an error."
+    ),
+]
+Device = Annotated[str, option("--device", help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Force = Annotated[bool, option("--force", help="Replace an existing output.")]
+Trust = Annotated[
+    bool, option("--trust", help="Let an HDF5 archive read other files (external links, virtual datasets).")
+]
+Output = Annotated[Path | None, option("--output", "-o", help="The file to write; default beside the input.")]
+
+
+def complete_codec(incomplete: str) -> list[str]:
+    """Return the names of codecs that begin so; imports none of them."""
+    from krstore.registry import codec_names
+
+    return [name for name in codec_names() if name.startswith(incomplete)]
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size: 500000, 500kB, 5MB (powers of 1000), 5MiB (of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_settings(pairs: list[str]) -> dict[str, str]:
+    """Read ``key=value`` settings of a codec."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--set {pair}: expected key=value")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def parse_classes(text: str) -> list[int]:
+    """Read labels: 3,7."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--classes {text}: expected integers with commas between them, as 3,7") from None
+
+
+def parse_ids(text: str, samples: int) -> list[int]:
+    """Read IDs and ranges of a source of `samples` samples: 0:100,500; the end of a range is left out, as in Python."""
+    ids: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d*)\s*(:?)\s*(\d*)\s*", part)
+        if match is None or not (match[1] or match[2]):
+            raise UsageError(f"--ids {text}: expected IDs and ranges with commas between them, as 0:100,500")
+        start = int(match[1] or 0)
+        stop = (int(match[3]) if match[3] else samples) if match[2] else start + 1
+        if not start < stop <= samples:
+            raise UsageError(f"--ids {text}: {part!r} is not within the source's samples, 0 to {samples - 1}")
+        ids.extend(range(start, stop))
+    return ids
