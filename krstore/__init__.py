@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from krstore.codec import Codec, Decoder, Kind
     from krstore.compare import compare
     from krstore.errors import KrstoreError
-    from krstore.extract import extract
+    from krstore.extraction import extract
     from krstore.registry import codec_names, get_codec
     from krstore.replay import Replay
     from krstore.store.reader import Store
@@ -58,7 +58,7 @@ _HOMES = {
     "compare": "krstore.compare",
     "decode": "krstore.store.export",
     "encode": "krstore.store.writer",
-    "extract": "krstore.extract",
+    "extract": "krstore.extraction",
     "get_codec": "krstore.registry",
     "open_archive": "krstore.archives",
     "verify": "krstore.store.verify",

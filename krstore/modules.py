@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,29 @@ from krstore.errors import UnknownNameError, UsageError
 __all__ = ["load_module"]
 
 
-def load_module(spec: str, weights: str | Path | None = None) -> torch.nn.Module:
+def load_module(
+    spec: str, weights: str | Path | None = None, arguments: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
     """Build a network, load its weights by name, and freeze it in eval mode.
 
     Args:
-        spec: ``"package.module:factory"``, a callable that returns a `torch.nn.Module` without arguments, for example
+        spec: ``"package.module:factory"``, a callable that returns a `torch.nn.Module`, for example
             ``"krstore.backbones:resnet32"``. Modules of the current folder are found too, after installed ones.
         weights: a safetensors file. Names that the network does not have are ignored, so that the weights of a whole
             network load into a part of it; `None` keeps what the factory initialised.
+        arguments: of the factory, by name; without any it is called with none.
 
     Raises:
         UsageError: the spec is malformed, its import or its call fails, it returns no module, or the file cannot be
             read, lacks a name of the network, or has it in another shape.
     """
-    module = _build(spec)
+    module = _build(spec, arguments or {})
     if weights is not None:
         _load(module, Path(weights), spec)
     return module.eval().requires_grad_(False)
 
 
-def _build(spec: str) -> torch.nn.Module:
+def _build(spec: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
     path, colon, name = spec.partition(":")
     if not (path and colon and name):
         raise UsageError(f"{spec!r} names no factory; expected package.module:factory, as krstore.backbones:resnet32")
@@ -49,9 +52,10 @@ def _build(spec: str) -> torch.nn.Module:
             public = getattr(home, "__all__", [n for n in vars(home) if not n.startswith("_")])
             raise UnknownNameError(f"factory of {path}", name, [n for n in public if callable(getattr(home, n, None))])
         try:
-            module = factory()
+            module = factory(**arguments)
         except Exception as error:  # as above
-            raise UsageError(f"{spec} without arguments failed: {type(error).__name__}: {error}") from error
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise UsageError(f"{spec} called as ({given}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{spec} returned a {type(module).__name__}; expected a torch.nn.Module")
     return module
@@ -86,7 +90,9 @@ def _load(module: torch.nn.Module, path: Path, spec: str) -> None:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in wanted}
             odd = [f"{n} is {shapes[n]}, expected {tuple(t.shape)}" for n, t in wanted.items() if shapes[n] != t.shape]
             if odd:
-                raise UsageError(f"{path} does not fit {spec}: {_some(odd)}")
+                raise UsageError(
+                    f"{path} does not fit {spec}: {_some(odd)}; is the factory's argument, such as classes, another?"
+                )
             loaded: dict[str, Any] = {name: file.get_tensor(name) for name in wanted}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {error}") from error

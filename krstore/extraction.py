@@ -1,0 +1,263 @@
+"""Writing a feature archive: images through a network, up to one of its layers.
+
+Images and features are streamed in batches; the forward pass stops as soon as the layer has answered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from krstore.archives import open_archive
+from krstore.archives.resumable import ResumableArchive
+from krstore.dtypes import cast
+from krstore.errors import ArchiveError, UnknownNameError, UsageError
+from krstore.files import check_target
+from krstore.images import images_identity, open_images
+from krstore.modules import load_module
+from krstore.progress import SILENT, Progress
+from krstore.source import Array, Source, SourceSpec, default_channel_axis
+from krstore.tensors import as_array, as_tensor, resolve_device
+
+__all__ = ["LAYOUTS", "STORED_DTYPES", "extract", "weights_hash"]
+
+LAYOUTS = ("auto", "nhwc", "nchw")
+STORED_DTYPES = ("float32", "float16")
+
+
+def extract(
+    model: str | nn.Module,
+    layer: str,
+    images: str | Path,
+    output: str | Path,
+    *,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    images_key: str | None = None,
+    labels_key: str | None = None,
+    layout: str = "auto",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    dtype: str = "float32",
+    force: bool = False,
+    resume: bool = False,
+    trust: bool = False,
+    progress: Progress = SILENT,
+) -> Source:
+    """Write the outputs of a layer for all images into an HDF5 archive, and open it.
+
+    uint8 images are divided by 255, others taken as they are; then (x - mean) / std. What a layer answers the first
+    time a forward pass runs it is taken, in float32 arithmetic. The archive's attributes say what made it: model,
+    layer, weights_sha256, images, the normalisation, krstore_version.
+
+    Args:
+        model: ``"package.module:factory"`` (see `krstore.modules.load_module`), or a network, which is put into
+            eval mode and moved to the device.
+        layer: a module's name in the network, as `torch.nn.Module.named_modules` gives it.
+        images: see `krstore.images.open_images`; labels come along.
+        output: the archive to write, ending in .h5 or .hdf5.
+        weights: a safetensors file, loaded by name.
+        model_args: keyword arguments of the factory.
+        images_key, labels_key, resize, crop, trust: see `krstore.images.open_images`.
+        layout: of the images, ``"nhwc"`` or ``"nchw"``; ``"auto"`` takes the axis of 1, 3 or 4 as the channels.
+        mean, std: a number for all channels, or one each.
+        batch_size: images at a time.
+        device: where to compute.
+        dtype: of the features in the file; in float16, values beyond its range are clipped.
+        force: replace an existing output.
+        resume: go on where an interrupted extraction of the same things stopped; without one, begin.
+        progress: shown how it goes.
+
+    Raises:
+        UsageError: contradictory arguments, an unknown layer, a model that fails on the images, or a resume of
+            something else.
+        ArchiveError: the images cannot be read, or a feature is NaN or infinite (the sample is named).
+        OutputError: the output exists or cannot be written.
+    """
+    output = Path(output)
+    _check_options(output, dtype, batch_size)
+    check_target(output, force=force)
+    device = resolve_device(device)
+    source = open_images(
+        images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
+    )  # fmt: skip
+    inputs = _Inputs.of(source.spec, layout, mean, std)
+    network = load_module(model, weights, model_args) if isinstance(model, str) else model.eval()
+    layers = [name for name, _ in network.named_modules() if name]
+    if layer not in layers:
+        raise UnknownNameError("layer", layer, layers)
+    named = {
+        "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
+        "model_args": dict(model_args) if model_args else None,
+        "layer": layer,
+        "weights_sha256": weights_hash(network),
+        "images": Path(images).resolve().name,
+        **inputs.attributes(),
+        "resize": resize,
+        "crop": crop,
+        "krstore_version": version("krstore"),
+        **source.spec.attributes,
+    }
+    attributes = {name: value for name, value in named.items() if value is not None}
+    identity = {
+        **attributes, "images_identity": images_identity(Path(images)), "images_key": images_key,
+        "labels_key": labels_key, "batch_size": batch_size, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    columns = {k: v for k, v in (("labels", source.labels), ("task", source.task)) if v is not None}
+    samples = source.spec.samples
+    run = _Forward(network.to(device), layer)
+    with ResumableArchive(output, identity, resume=resume) as archive, progress.task("extract", samples) as task:
+        task.advance(archive.done)
+        for start in range(archive.done, samples, batch_size):
+            ids = np.arange(start, min(start + batch_size, samples))
+            features = run(inputs.normalised(source.read(ids), device))
+            _check_features(features, ids)
+            values = cast(as_array(features.float()), np.dtype(dtype))
+            spec = SourceSpec(
+                samples=samples, shape=values.shape[1:], dtype=dtype, attributes=attributes,
+                channel_axis=default_channel_axis(values.ndim - 1),
+            )  # fmt: skip
+            archive.append(values, spec, columns)
+            task.advance(len(ids))
+    return open_archive(output)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's state: names, shapes and values, without batch norm's counts of batches."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, Tensor) and not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(as_array(tensor).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """How stored images become a network's input (n, C, H, W)."""
+
+    layout: str
+    divisor: int
+    mean: list[float] | None
+    std: list[float] | None
+
+    @classmethod
+    def of(cls, spec: SourceSpec, layout: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> _Inputs:
+        layout = _resolve_layout(spec, layout)
+        channels = {"nhw": 1, "nhwc": spec.shape[-1], "nchw": spec.shape[0]}[layout]
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and (len(values) not in (1, channels) or not all(map(math.isfinite, values))):
+                raise UsageError(f"{name} {list(values)}: expected 1 or {channels} finite numbers, one a channel")
+        if std is not None and min(std) <= 0:
+            raise UsageError(f"std {list(std)}: expected numbers above 0")
+        return cls(
+            layout, 255 if spec.dtype == "uint8" else 1,
+            None if mean is None else [float(v) for v in mean], None if std is None else [float(v) for v in std],
+        )  # fmt: skip
+
+    def attributes(self) -> dict[str, Any]:
+        return {"input_layout": self.layout, "input_divisor": self.divisor, "mean": self.mean, "std": self.std}
+
+    def normalised(self, images: Array, device: str) -> Tensor:
+        x = as_tensor(images).to(device).float() / self.divisor
+        if self.layout == "nhwc":
+            x = x.permute(0, 3, 1, 2)
+        elif self.layout == "nhw":
+            x = x.unsqueeze(1)
+        if self.mean is not None:
+            x = x - torch.tensor(self.mean, device=device).view(-1, 1, 1)
+        if self.std is not None:
+            x = x / torch.tensor(self.std, device=device).view(-1, 1, 1)
+        return x.contiguous()
+
+
+class _Reached(BaseException):
+    """Carries the layer's output out of the forward pass; no `except Exception` in a network stops it."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+class _Forward:
+    """A network up to one of its layers."""
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        self._network, self._layer = network, layer
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map images (n, C, H, W) to the layer's output (n, *shape)."""
+        output = self._run(images)
+        if not isinstance(output, Tensor):
+            raise UsageError(f"layer {self._layer!r} returns a {type(output).__name__}; expected a tensor")
+        if output.ndim == 0 or len(output) != len(images):
+            raise UsageError(
+                f"layer {self._layer!r} returns shape {tuple(output.shape)} for {len(images)} images; expected "
+                f"({len(images)}, ...)"
+            )
+        return output
+
+    def _run(self, images: Tensor) -> Any:
+        hook = self._network.get_submodule(self._layer).register_forward_hook(_stop)
+        try:
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                self._network(images)
+        except _Reached as reached:
+            return reached.output
+        except Exception as error:  # another's code runs here, and may raise anything
+            raise UsageError(
+                f"the model fails on images of shape {tuple(images.shape)} before layer {self._layer!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        finally:
+            hook.remove()
+        raise UsageError(f"the model's forward pass never runs layer {self._layer!r}; name one of the modules in it")
+
+
+def _stop(module: nn.Module, arguments: Any, output: Any) -> None:
+    raise _Reached(output)
+
+
+def _check_options(output: Path, dtype: str, batch_size: int) -> None:
+    if output.suffix.lower() not in (".h5", ".hdf5"):
+        raise UsageError(f"{output}: features are extracted into HDF5; name the output .h5")
+    if dtype not in STORED_DTYPES:
+        raise UnknownNameError("dtype", dtype, STORED_DTYPES)
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}; expected at least 1")
+
+
+def _resolve_layout(spec: SourceSpec, layout: str) -> str:
+    if layout not in LAYOUTS:
+        raise UnknownNameError("layout", layout, LAYOUTS)
+    shape = spec.shape
+    if len(shape) == 2 and layout == "auto":
+        return "nhw"
+    if len(shape) != 3:
+        raise UsageError(f"images of shape {shape}; expected (H, W, C), (C, H, W) or (H, W)")
+    if layout != "auto":
+        return layout
+    last, first = shape[2] in (1, 3, 4), shape[0] in (1, 3, 4)
+    if last == first and spec.channel_axis != 2:
+        raise UsageError(f"images of shape {shape} do not tell where their channels are; say layout nhwc or nchw")
+    return "nhwc" if last or spec.channel_axis == 2 else "nchw"
+
+
+def _check_features(features: Tensor, ids: Array) -> None:
+    finite = features.isfinite().flatten(1).all(1).cpu().numpy()
+    if not finite.all():
+        raise ArchiveError(
+            f"the layer's output for image {ids[~finite][0]} is not finite; check the weights and mean, std"
+        )
