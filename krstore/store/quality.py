@@ -47,8 +47,8 @@ def measure(
             by_channel += truth.sum(axis=(0, 2))
             task.advance(len(rows))
     mse = float(squared.sum() / (count * spec.elements))
-    alive = stats.range > 0
-    scaled = np.divide(by_channel, np.square(stats.range), out=np.zeros_like(by_channel), where=alive)
+    square = np.square(stats.range)
+    scaled = np.divide(by_channel, square, out=np.zeros_like(by_channel), where=square > 0)
     span = float(stats.maximum.max() - stats.minimum.min())
     labels = source.labels if kept is None or source.labels is None else source.labels[kept]
     return Quality(
