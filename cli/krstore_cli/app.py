@@ -19,6 +19,7 @@ app = typer.Typer(
     name="krstore",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failure, 2 wrong usage, 3 target unreachable, 4 corrupt store, 130 interrupted.",
 )
 app.command(epilog=encode.EXAMPLE)(encode.encode)

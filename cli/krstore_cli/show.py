@@ -33,7 +33,7 @@ def store_block(facts: Mapping[str, Any]) -> RenderableType:
         ("source", _bytes(sizes["source"])),
         ("file", _bytes(sizes["file"])),
         *((f"  {part}", f"{_bytes(sizes[part])}  {100 * sizes[part] / sizes['file']:5.1f} %") for part in PARTS),
-        ("quality", "lossless" if quality["mse"] == 0 else "lossy"),
+        ("quality", ("lossless" if quality["mse"] == 0 else "lossy") + (", of what is kept" if kept else "")),
         *((f"  {name}", _quality(name, value)) for name, value in quality.items() if value is not None),
         *((f"  mse of class {label}", figure(error)) for label, error in per_class.items()),
     ]
