@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,29 @@ def test_attack_is_refused(name: str, small: Path, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 1000 + len(str(path))
     assert str(caught.value).isprintable()
+
+
+TO_INFO = [
+    "archive_comment", "deep_json", "duplicate_member", "encrypted_flag", "inflate_bomb", "member_of_exbibytes",
+    "missing_header", "name_of_parent_folder", "newer_reader_needed", "non_ascii_name", "overlapping_members",
+    "prefix_junk", "samples_exbi", "shape_overflows", "terminal_escapes",
+]  # fmt: skip
+TO_DECODE = ["block_bomb", "blocks_of_zero_samples", "column_bomb", "block_smaller_than_it_says", "trailing_junk"]
+
+
+@pytest.mark.parametrize("name", [*TO_INFO, *TO_DECODE])
+def test_command_refuses_attack(name: str, small: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "hostile.krs", tmp_path / "out.h5"
+    path.write_bytes(ATTACKS[name](Good(small)))
+    krs = Path(sys.executable).with_name("krstore")
+    command = [krs, "info", path] if name in TO_INFO else [krs, "decode", path, "-o", output]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert run.returncode == 4
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"error: {path}: ")
+    assert line.isprintable()
+    assert {item.name for item in tmp_path.iterdir()} == {"hostile.krs"}
 
 
 def test_forger_can_be_trusted(small: Path, tmp_path: Path) -> None:

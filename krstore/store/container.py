@@ -121,8 +121,9 @@ class ContainerWriter:
 
     def finished_bytes(self, header: bytes) -> int:
         """Return the size that the file would have if it were finished with this header."""
-        directory = len(self._directory) + len(_central_header(HEADER, 8, 0, 0, 0, 0))
-        before = self.position() + _LOCAL.size + len(HEADER) + len(deflate(header))
+        start, packed = self.position(), len(deflate(header))
+        directory = len(self._directory) + len(_central_header(HEADER, 8, 0, packed, len(header), start))
+        before = start + _LOCAL.size + len(HEADER) + packed
         return before + directory + len(_end_records(len(self._members) + 1, directory, before))
 
     def position(self) -> int:

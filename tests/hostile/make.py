@@ -458,13 +458,12 @@ def sixty_four_bit_end_record_loops(good: Good) -> bytes:
 def inflate_bomb(good: Good) -> bytes:
     """Inflates a 1 MB header to 1 GB."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = b"".join(squeeze.compress(b" " * (1 << 24)) for _ in range(64)) + squeeze.flush()
+    megabytes = squeeze.compress(b" " * (1 << 24)) + squeeze.flush(zlib.Z_FULL_FLUSH)
+    packed = megabytes * 64 + squeeze.flush()
     entries = good.entries()
     entries[-1] = Entry(b"header.json", packed)
-    return bytearray(pack(entries)).replace(
-        struct.pack("<2H", 0, 0) + struct.pack("<H", 33) + struct.pack("<I", zlib.crc32(packed)),
-        struct.pack("<2H", 8, 0) + struct.pack("<H", 33) + struct.pack("<I", zlib.crc32(packed)),
-    )
+    stored = struct.pack("<3HI", 0, 0, 33, zlib.crc32(packed))
+    return pack(entries).replace(stored, struct.pack("<H", 8) + stored[2:])
 
 
 @attack
