@@ -12,12 +12,17 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from hostile.make import Good, pack
 
 import krstore
-from krstore.errors import UsageError
+from krstore import registry
+from krstore.errors import CorruptStoreError, UsageError
+from krstore.store.columns import pack_column
 from krstore.testing import example_source
 
 SOURCE = example_source(100, (3, 4))
@@ -146,3 +151,55 @@ def test_opening_neither_reads_the_payload_nor_holds_the_file(path: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert "decoder" not in vars(stores[0])
     assert "labels" not in vars(stores[0])
+
+
+class Thirds(krstore.Codec[Any, Any]):
+    """Keeps every third sample, the last first, as it is."""
+
+    name = "thirds"
+    kind = krstore.Kind.EXEMPLAR
+
+    def fit(self, source: Any, context: Any) -> Any:
+        return source
+
+    def pack(self, fitted: Any, knob: float, sink: Any) -> None:
+        kept = np.arange(0, fitted.spec.samples, 3)[::-1]
+        sink.keep(kept)
+        sink.write("latent/all", fitted.read(kept).tobytes())
+
+    @classmethod
+    def open(cls, payload: Any, context: Any) -> krstore.Decoder:
+        values = np.frombuffer(payload.read("latent/all"), context.spec.dtype)
+
+        class Rows(krstore.Decoder):
+            def decode(self, rows: Any) -> Any:
+                return values.reshape(context.kept, *context.spec.shape)[rows]
+
+        return Rows()
+
+
+@pytest.fixture
+def thirds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> krstore.Store:
+    entry = SimpleNamespace(value="test", load=lambda: Thirds)
+    monkeypatch.setattr(registry, "_entries", lambda: {"thirds": [entry]})
+    return krstore.encode(SOURCE, tmp_path / "thirds.krs", codec="thirds", ratio=1.01)
+
+
+def test_exemplar_store_is_read_by_source_ids(thirds: krstore.Store) -> None:
+    assert len(thirds) == 34
+    np.testing.assert_array_equal(thirds.ids, np.arange(99, -1, -3))
+    np.testing.assert_array_equal(thirds.labels, SOURCE.labels[thirds.ids])
+    np.testing.assert_array_equal(thirds.read([0, 99, 30]), SOURCE.features[[0, 99, 30]])
+    np.testing.assert_array_equal(thirds.decode(np.arange(34)), SOURCE.features[thirds.ids])
+    with pytest.raises(UsageError, match="sample 31 is not kept: this thirds store holds 34 exemplars of 100"):
+        thirds.read([30, 31])
+
+
+def test_exemplar_store_with_impossible_ids(thirds: krstore.Store, tmp_path: Path) -> None:
+    good = Good(thirds.path)
+    for ids in (np.zeros(34, np.int64), np.arange(34) - 1, np.arange(34) + 67):
+        good.members["ids"] = pack_column(ids)
+        path = tmp_path / "x.krs"
+        path.write_bytes(pack(good.entries()))
+        with pytest.raises(CorruptStoreError, match="not distinct IDs of the source"):
+            krstore.open(path).read([0])
