@@ -73,6 +73,15 @@ def test_an_existing_output_is_replaced_only_by_force(cli: Any, archive: Path) -
     assert output.read_bytes() == before
 
 
+def test_the_archive_itself_is_no_output(cli: Any, archive: Path) -> None:
+    before = archive.read_bytes()
+    link = archive.with_name("link.krs")
+    link.symlink_to(archive)
+    for output in (archive, link):
+        assert cli("encode", archive, "--codec", "raw", "-o", output, "--force").code == 2
+    assert archive.read_bytes() == before
+
+
 def test_preset_and_settings(cli: Any, archive: Path) -> None:
     facts = cli("encode", archive, "--codec", "uniform", "--preset", "small", "--set", "level=7", "--json").json
     assert facts["config"] == {"level": 7, "block_samples": 64}

@@ -90,9 +90,12 @@ def encode(
 
     began = time.monotonic()
     targets = _effective(context, {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse})
+    target = default_output(archive, codec) if output_path is None else output_path
+    if archive.exists() and target.exists() and target.samefile(archive):
+        raise UsageError(f"{target} is the archive itself, which is never replaced; name another -o")
     with encode_store(
         open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust),
-        default_output(archive, codec) if output_path is None else output_path,
+        target,
         codec,
         preset=preset,
         settings=parse_settings(settings or []),
