@@ -1,7 +1,7 @@
 """The feature decoder that KRNet and the autoencoder share (KRNet paper, Sec. III-A2 and Fig. 3, Table I).
 
     e (n, width) -> FC d0 -> FC d1 = c0 x h0 x w0 -> 4 basic blocks -> deconvolution c0 -> c1, stride s
-      -> 2 basic blocks -> convolution c1 -> C -> features (n, C, H, W) in [0, 1]
+      -> 2 basic blocks -> convolution -> features (n, C, H, W) in [0, 1],  c1 = C
 
 FC, deconvolution and convolution are each followed by group norm and leaky ReLU ("modules" in the paper).
 
@@ -13,6 +13,8 @@ norm, around a shortcut, a depthwise last convolution, FC layers without bias, c
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected", "default_c1"]
+__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected", "Geometry"]
 
 SLOPE = 1e-4
 GROUPS = 2
@@ -30,15 +32,15 @@ class DecoderSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of a decoder, by the paper's names.
 
     Attributes:
+        style: ``"paper"`` for this module's networks, ``"residual"`` for those of `krstore_codecs._residual`.
         width: length of the embedding e.
-        d0: outputs of the first FC layer; the second has c0 x h0 x w0.
+        d0: outputs of the decoder's first FC layer; the second has c0 x h0 x w0.
         c0, c1: channels before and after the deconvolution.
         stride: of the deconvolution; h0 = ceil(height / stride).
         channels, height, columns: of the features (C, H, W).
-        head: ``"module"``, the paper's last convolution, depthwise with group norm and leaky ReLU (c1 = C), or
-            ``"plain"``, a dense convolution and nothing after it.
     """
 
+    style: Literal["paper", "residual"]
     width: int
     d0: int
     c0: int
@@ -47,17 +49,51 @@ class DecoderSizes(msgspec.Struct, frozen=True, kw_only=True):
     channels: int
     height: int
     columns: int
-    head: Literal["module", "plain"] = "module"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Kernels and strides on the features' grid; nothing extends along an axis of one position."""
+
+    full: tuple[int, int]
+    start: tuple[int, int]
+    stride: tuple[int, int]
+
+    @classmethod
+    def of(cls, sizes: DecoderSizes) -> Geometry:
+        """Return the geometry of a decoder."""
+        full = (sizes.height, sizes.columns)
+        strides = (sizes.stride if full[0] > 1 else 1, sizes.stride if full[1] > 1 else 1)
+        return cls(full, (-(-full[0] // strides[0]), -(-full[1] // strides[1])), strides)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(h0, w0): positions before the deconvolution."""
-        return tuple(-(-n // self.stride) if n > 1 else 1 for n in (self.height, self.columns))  # type: ignore[return-value]
+    def start_positions(self) -> int:
+        """h0 w0: positions before the deconvolution."""
+        return math.prod(self.start)
 
+    @property
+    def small(self) -> tuple[int, int]:
+        """Kernel of the convolutions: 3x3."""
+        return self._kernel(3)
 
-def _kernel(sizes: DecoderSizes, kernel: int) -> tuple[int, int]:
-    """A kernel does not extend along an axis of one position."""
-    return (kernel if sizes.height > 1 else 1, kernel if sizes.columns > 1 else 1)
+    @property
+    def small_padding(self) -> tuple[int, int]:
+        """What keeps the grid under the small kernel."""
+        return (self.small[0] // 2, self.small[1] // 2)
+
+    def deconvolution(self, inputs: int, outputs: int) -> nn.ConvTranspose2d:
+        """Return the 5x5 deconvolution from the start's grid to the full one."""
+        kernel, (h, w) = self._kernel(5), self.start
+        missing = (self.full[0] - (h - 1) * self.stride[0] - 1, self.full[1] - (w - 1) * self.stride[1] - 1)
+        return nn.ConvTranspose2d(inputs, outputs, kernel, self.stride, (kernel[0] // 2, kernel[1] // 2), missing)
+
+    def convolution(self, inputs: int, outputs: int) -> nn.Conv2d:
+        """Return the deconvolution's mirror, from the full grid to the start's."""
+        kernel = self._kernel(5)
+        return nn.Conv2d(inputs, outputs, kernel, self.stride, (kernel[0] // 2, kernel[1] // 2))
+
+    def _kernel(self, size: int) -> tuple[int, int]:
+        return (size if self.full[0] > 1 else 1, size if self.full[1] > 1 else 1)
 
 
 def _groups(channels: int) -> int:
@@ -65,25 +101,25 @@ def _groups(channels: int) -> int:
     return GROUPS if channels % GROUPS == 0 and channels > GROUPS else 1
 
 
-def default_c1(channels: int, head: str) -> int:
-    """Return c1 when none is given: the features' channels, and with a plain head at least 8."""
-    return channels if head == "module" else max(8, channels)
-
-
 class FullyConnected(nn.Sequential):
     """An FC module: linear, group norm, leaky ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.Linear(inputs, outputs, bias=False), nn.GroupNorm(_groups(outputs), outputs), nn.LeakyReLU(SLOPE))
+        super().__init__(
+            nn.Linear(inputs, outputs, bias=False), nn.GroupNorm(_groups(outputs), outputs), nn.LeakyReLU(SLOPE)
+        )
+
+
+def _module(layer: nn.Module, outputs: int) -> nn.Sequential:
+    return nn.Sequential(layer, nn.GroupNorm(_groups(outputs), outputs), nn.LeakyReLU(SLOPE))
 
 
 class _BasicBlock(nn.Module):
-    def __init__(self, channels: int, kernel: tuple[int, int]) -> None:
+    def __init__(self, channels: int, geometry: Geometry) -> None:
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2)
-        self.conv1 = nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels)
+        self.conv1 = nn.Conv2d(channels, channels, geometry.small, padding=geometry.small_padding, groups=channels)
         self.norm1 = nn.GroupNorm(_groups(channels), channels)
-        self.conv2 = nn.Conv2d(channels, channels, kernel, padding=padding, groups=channels)
+        self.conv2 = nn.Conv2d(channels, channels, geometry.small, padding=geometry.small_padding, groups=channels)
         self.norm2 = nn.GroupNorm(_groups(channels), channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,37 +132,20 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, sizes: DecoderSizes) -> None:
         super().__init__()
-        self.sizes = sizes
-        h0, w0 = sizes.grid
-        small, large = _kernel(sizes, 3), _kernel(sizes, 5)
-        stride = (sizes.stride if sizes.height > 1 else 1, sizes.stride if sizes.columns > 1 else 1)
-        output_padding = tuple(
-            full - ((start - 1) * step + 1) for full, start, step in zip((sizes.height, sizes.columns), (h0, w0), stride, strict=True)
+        geometry = Geometry.of(sizes)
+        self.start = (sizes.c0, *geometry.start)
+        self.fc = nn.Sequential(
+            FullyConnected(sizes.width, sizes.d0), FullyConnected(sizes.d0, sizes.c0 * geometry.start_positions)
         )
-        self.fc = nn.Sequential(FullyConnected(sizes.width, sizes.d0), FullyConnected(sizes.d0, sizes.c0 * h0 * w0))
-        self.before = nn.Sequential(*(_BasicBlock(sizes.c0, small) for _ in range(4)))
-        self.deconvolution = nn.Sequential(
-            nn.ConvTranspose2d(sizes.c0, sizes.c1, large, stride, (large[0] // 2, large[1] // 2), output_padding),
-            nn.GroupNorm(_groups(sizes.c1), sizes.c1),
-            nn.LeakyReLU(SLOPE),
-        )
-        self.after = nn.Sequential(*(_BasicBlock(sizes.c1, small) for _ in range(2)))
-        self.head = _head(sizes)
+        self.before = nn.Sequential(*(_BasicBlock(sizes.c0, geometry) for _ in range(4)))
+        self.deconvolution = _module(geometry.deconvolution(sizes.c0, sizes.c1), sizes.c1)
+        self.after = nn.Sequential(*(_BasicBlock(sizes.c1, geometry) for _ in range(2)))
+        self.head = _module(_last(sizes, geometry), sizes.channels)
 
     def forward(self, e: Tensor) -> Tensor:
         """Decode embeddings."""
-        h0, w0 = self.sizes.grid
-        x = self.fc(e).unflatten(1, (self.sizes.c0, h0, w0))
+        x = self.fc(e).unflatten(1, self.start)
         return torch.as_tensor(self.head(self.after(self.deconvolution(self.before(x)))))
-
-
-def _head(sizes: DecoderSizes) -> nn.Sequential:
-    kernel = _kernel(sizes, 3)
-    padding = (kernel[0] // 2, kernel[1] // 2)
-    if sizes.head == "plain":
-        return nn.Sequential(nn.Conv2d(sizes.c1, sizes.channels, kernel, padding=padding))
-    convolution = nn.Conv2d(sizes.c1, sizes.channels, kernel, padding=padding, groups=sizes.c1)
-    return nn.Sequential(convolution, nn.GroupNorm(_groups(sizes.channels), sizes.channels), nn.LeakyReLU(SLOPE))
 
 
 class FeatureEncoder(nn.Module):
@@ -134,23 +153,14 @@ class FeatureEncoder(nn.Module):
 
     def __init__(self, sizes: DecoderSizes) -> None:
         super().__init__()
-        h0, w0 = sizes.grid
-        small, large = _kernel(sizes, 3), _kernel(sizes, 5)
-        stride = (sizes.stride if sizes.height > 1 else 1, sizes.stride if sizes.columns > 1 else 1)
+        geometry = Geometry.of(sizes)
         self.layers = nn.Sequential(
-            nn.Conv2d(
-                sizes.channels, sizes.c1, small, padding=(small[0] // 2, small[1] // 2),
-                groups=sizes.c1 if sizes.head == "module" else 1,
-            ),
-            nn.GroupNorm(_groups(sizes.c1), sizes.c1),
-            nn.LeakyReLU(SLOPE),
-            *(_BasicBlock(sizes.c1, small) for _ in range(2)),
-            nn.Conv2d(sizes.c1, sizes.c0, large, stride, (large[0] // 2, large[1] // 2)),
-            nn.GroupNorm(_groups(sizes.c0), sizes.c0),
-            nn.LeakyReLU(SLOPE),
-            *(_BasicBlock(sizes.c0, small) for _ in range(4)),
+            _module(_last(sizes, geometry), sizes.c1),
+            *(_BasicBlock(sizes.c1, geometry) for _ in range(2)),
+            _module(geometry.convolution(sizes.c1, sizes.c0), sizes.c0),
+            *(_BasicBlock(sizes.c0, geometry) for _ in range(4)),
             nn.Flatten(),
-            FullyConnected(sizes.c0 * h0 * w0, sizes.d0),
+            FullyConnected(sizes.c0 * geometry.start_positions, sizes.d0),
             nn.Linear(sizes.d0, sizes.width),
             nn.BatchNorm1d(sizes.width, affine=False),
         )
@@ -158,3 +168,10 @@ class FeatureEncoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Encode features."""
         return torch.as_tensor(self.layers(features))
+
+
+def _last(sizes: DecoderSizes, geometry: Geometry) -> nn.Conv2d:
+    """The depthwise convolution at the features' end."""
+    return nn.Conv2d(
+        sizes.channels, sizes.channels, geometry.small, padding=geometry.small_padding, groups=sizes.channels
+    )

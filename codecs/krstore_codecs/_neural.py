@@ -52,7 +52,7 @@ class NeuralDecoder(Decoder):
     def decode_tensor(self, rows: Ids) -> Tensor:
         """Return samples (len(rows), *shape) on the device."""
         pieces = np.split(rows, range(DECODE_BATCH, len(rows), DECODE_BATCH))
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return torch.cat([self.normaliser.decode(self.grids(piece)) for piece in pieces])
 
 
@@ -69,7 +69,7 @@ def read_sizes(payload: MemberReader, kind: type[SizesT], context: OpenContext) 
     decoder = sizes.decoder
     made = (decoder.channels, decoder.height, decoder.columns)
     numbers = [value for value in msgspec.structs.astuple(decoder) if isinstance(value, int)]
-    if made != grid_shape(context.spec) or min(numbers) < 1 or max(numbers) > 1 << 24:
+    if made != grid_shape(context.spec) or min(numbers) < 0 or decoder.stride < 1 or decoder.width < 1 or decoder.c0 < 1 or decoder.c1 < 1 or max(numbers) > 1 << 24:
         raise CorruptStoreError(f"a network of sizes {decoder} does not make samples of shape {context.spec.shape}")
     return sizes
 

@@ -37,11 +37,11 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class NeuralConfig(CodecConfig, frozen=True, kw_only=True):
     """Options of codecs that fit a network, in the KRNet paper's training by default (Sec. IV-A4)."""
 
-    batch_size: Annotated[int, msgspec.Meta(ge=1, description="samples an iteration (paper: 1000)")] = 250
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="samples an iteration (paper: 1000)")] = 100
     iterations: Annotated[
         Positive | None, msgspec.Meta(description="iterations (paper: 40000); none: sized to the device's speed")
     ] = None
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half (paper: 3e-3)")] = 3e-3
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half (paper: 3e-3)")] = 1e-3
     final_rate: Annotated[float, msgspec.Meta(gt=0, description="rate at the end of the linear decay (paper: 3e-6)")] = 3e-6
     constant: Annotated[
         float, msgspec.Meta(ge=0, le=1, description="share of the iterations before the decay (paper: 0.5)")

@@ -4,14 +4,13 @@
                                                              entropy-coded
 
 Stored are the decoder and the latents; the encoder is only needed once and dropped. In the paper's presets the
-latents are L = 1024 floats a sample. Ours are sized to the byte target, half to the network at most: latents are
+latents are L = 1024 floats a sample. Ours are sized to the byte target: latents are
 quantised (uniform noise while training, rounding with straight-through gradients at the end) and entropy-coded, and
 so are the decoder's weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,11 +26,12 @@ from krstore.source import Array, Ids, Source, SourceSpec, chunks
 from krstore.store.blocks import BlockReader
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
-from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FeatureEncoder, default_c1
+from krstore_codecs._decoder import DecoderSizes
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
+from krstore_codecs._networks import DecoderConfig, build_decoder, build_encoder, coded_bytes, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
-from krstore_codecs._normalise import Normaliser, grid_shape
-from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._normalise import Normaliser
+from krstore_codecs._training import BatchFeed, Positive, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Autoencoder", "AutoencoderConfig"]
@@ -41,21 +41,10 @@ LATENTS, STEP = "latent/codes", "network/step"
 GAUSSIAN_BITS = 2.05  # entropy, in bits, of a standard Gaussian rounded to a step of 1: log2(2 pi e) / 2
 
 
-class AutoencoderConfig(NeuralConfig, frozen=True, kw_only=True):
+class AutoencoderConfig(DecoderConfig, frozen=True, kw_only=True):
     """Options of the autoencoder; sizes that are none are chosen for the byte target."""
 
     latent: Annotated[Positive | None, msgspec.Meta(description="L: latents a sample (paper: 1024)")] = None
-    d0: Annotated[Positive | None, msgspec.Meta(description="outputs of the decoder's first FC layer")] = None
-    c0: Annotated[Positive | None, msgspec.Meta(description="channels before the deconvolution")] = None
-    c1: Annotated[Positive | None, msgspec.Meta(description="channels after it; none: as many as the features")] = None
-    stride: Annotated[int, msgspec.Meta(ge=1, le=4, description="of the deconvolution")] = 1
-    head: Annotated[
-        Literal["module", "plain"],
-        msgspec.Meta(description="last convolution: module (paper: depthwise, group norm, leaky ReLU) or plain (dense)"),
-    ] = "plain"
-    weight_bits: Annotated[
-        float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
-    ] = 4.0
     latent_bits: Annotated[
         float, msgspec.Meta(ge=0.5, le=16, description="bits a latent, when their number is sized to the target")
     ] = 4.0
@@ -90,12 +79,12 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
     Config: ClassVar = AutoencoderConfig
     presets: ClassVar = {
         "paper-cifar": {
-            "latent": 1024, "d0": 1024, "c0": 512, "stride": 1, "head": "module",
-            "batch_size": 1000, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+            "latent": 1024, "d0": 1024, "c0": 512, "stride": 1, "style": "paper",
+            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
         },
         "paper-imagenet": {
-            "latent": 1024, "d0": 1536, "c0": 1024, "stride": 2, "head": "module",
-            "batch_size": 1000, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+            "latent": 1024, "d0": 1536, "c0": 1024, "stride": 2, "style": "paper",
+            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
         },
         "fast": {"iterations": 400},
     }  # fmt: skip
@@ -109,7 +98,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
         normaliser = Normaliser.of(source.spec, context.stats)
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
-            encoder, decoder = FeatureEncoder(sizes), FeatureDecoder(sizes)
+            encoder, decoder = build_encoder(sizes), build_decoder(sizes)
         quantiser = WeightQuantiser(decoder) if self.config.weights == "quantised" else None
         network = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(context.device)
 
@@ -128,7 +117,10 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
         Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes).run()
         latents = _encode_all(source, normaliser, encoder, context.device, length)
         state = {name: value.cpu().numpy() for name, value in plain_state(decoder).items()}
-        return FittedAutoencoder(plan.sizes, normaliser, state, quantiser and quantiser.steps(), latents, plan.step)
+        return FittedAutoencoder(
+            sizes=plan.sizes, normaliser=normaliser, state=state,
+            steps=None if quantiser is None else quantiser.steps(), latents=latents, step=plan.step,
+        )  # fmt: skip
 
     def knob(self, fitted: FittedAutoencoder) -> Knob | None:
         """Return the factor on the latents' step; 1 is what the network was trained for."""
@@ -155,26 +147,24 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
     def plan(self, spec: SourceSpec, budget: int) -> Plan:
         """Return the given sizes, and for those left open the ones that spend the budget.
 
-        A network of `network_share` of the budget at `weight_bits` a weight, whose first FC layer is as wide as the
-        latents; the latents take the rest, at `latent_bits` each as far as the network can be wide enough.
+        The network takes `network_share` of it, and as many latents as its FC layer can then be wide, up to what the
+        rest pays for at `latent_bits` each.
 
         Raises:
             TargetUnreachableError: the smallest network does not fit.
         """
         config = self.config
-        channels, height, columns = grid_shape(spec)
-        positions = -(-height // config.stride) * -(-columns // config.stride)
         network_bytes = int(config.network_share * budget)
-        affordable = network_bytes * 8 / config.weight_bits
-        c0 = config.c0 or int(min(512, max(8, 8 * round(np.sqrt(affordable / positions) / 32))))
 
         def sizes(latent: int) -> DecoderSizes:
-            return DecoderSizes(
-                width=latent, d0=config.d0 or max(8, latent), c0=c0, c1=config.c1 or default_c1(channels, config.head), stride=config.stride,
-                channels=channels, height=height, columns=columns, head=config.head,
-            )  # fmt: skip
+            d0 = max(2 * FEWEST, latent) if config.style == "paper" else 0
+            return config.decoder_sizes(spec, width=latent, d0=d0, network_bytes=network_bytes)
 
-        smallest = int(_estimate(sizes(config.latent or FEWEST), config.weight_bits))
+        def estimate(latent: int) -> float:
+            with torch.device("meta"):
+                return coded_bytes(build_decoder(sizes(latent)).parameters(), config)
+
+        smallest = int(estimate(FEWEST))
         if config.latent is not None:
             latent = config.latent
         elif smallest > 0.9 * budget:
@@ -184,8 +174,8 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             )
         else:
             network_bytes = max(network_bytes, smallest)
-            wanted = max(1, int((budget - network_bytes) * 8 / config.latent_bits / spec.samples))
-            latent = _largest(lambda n: _estimate(sizes(n), config.weight_bits) <= network_bytes, min(wanted, 4096))
+            wanted = max(FEWEST, int((budget - network_bytes) * 8 / config.latent_bits / spec.samples))
+            latent = largest(lambda n: estimate(n) <= network_bytes, FEWEST, min(wanted, 4096))
         bits = min(10.0, max(0.5, (budget - network_bytes) * 8 / spec.samples / latent))
         return Plan(AutoencoderSizes(sizes(latent), config.weights), network_bytes, 2 ** (GAUSSIAN_BITS - bits))
 
@@ -205,7 +195,7 @@ class _AutoencoderDecoder(NeuralDecoder):
         sizes = read_sizes(payload, AutoencoderSizes, context)
         quantised = sizes.weights == "quantised"
         self._network = unpack_network(
-            lambda: FeatureDecoder(sizes.decoder), {"": WEIGHTS}, payload, quantised=quantised, device=self.device
+            lambda: build_decoder(sizes.decoder), {"": WEIGHTS}, payload, quantised=quantised, device=self.device
         )
         length = sizes.decoder.width
         if quantised:
@@ -231,19 +221,3 @@ def _encode_all(source: Source, normaliser: Normaliser, encoder: nn.Module, devi
 
 def _floats(blocks: list[bytes], samples: list[int], length: int) -> Array:
     return np.frombuffer(b"".join(blocks), "<f4").reshape(sum(samples), length).astype(np.float32)
-
-
-def _largest(fits: Callable[[int], bool], high: int) -> int:
-    """Return the largest number up to `high` that fits, and at least `FEWEST`."""
-    low = FEWEST
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _estimate(sizes: DecoderSizes, weight_bits: float) -> float:
-    """Return the bytes that a quantised decoder of these sizes will take."""
-    with torch.device("meta"):
-        parameters = list(FeatureDecoder(sizes).parameters())
-    return sum(p.numel() * weight_bits / 8 if p.dim() > 1 else 2 * p.numel() for p in parameters) + 1000

@@ -5,8 +5,9 @@
 Samples of a class form groups of at most H. A group has a static vector, shared by its samples, and a dynamic vector,
 of which each sample sees a rotation of its own (Eq. 1). There is no encoder, and almost nothing is stored by sample:
 2 H numbers a group. Everything else is the network, so ours counts it: sized to the byte target, its weights
-quantised (the last of the training runs through the quantiser) and entropy-coded. The presets ``paper-cifar`` and
-``paper-imagenet`` are the paper's own networks and training, stored as float32.
+quantised (the last of the training runs through the quantiser) and entropy-coded. Its decoder keeps the paper's
+stages but joins them as residuals (`krstore_codecs._residual`), and the vectors go into it without FC modules of their
+own. The presets ``paper-cifar`` and ``paper-imagenet`` are the paper's own networks and training, stored as float32.
 """
 
 from __future__ import annotations
@@ -20,37 +21,28 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
-from krstore.errors import TargetUnreachableError, UsageError
+from krstore.errors import TargetUnreachableError
 from krstore.source import Ids, Source, SourceSpec, class_indices
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
-from krstore_codecs._decoder import DecoderSizes, FeatureDecoder, FullyConnected, default_c1
+from krstore_codecs._decoder import DecoderSizes, FullyConnected
+from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
-from krstore_codecs._normalise import Normaliser, grid_shape
-from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._normalise import Normaliser
+from krstore_codecs._training import BatchFeed, Positive, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["BatchedIdEmbedding", "Groups", "KRNet", "KRNetConfig", "KRNetModule"]
 
+FEWEST = 8
 EMBEDDING = "latent/embedding"
 LATENT_PREFIX = "embedding.vectors."
 
 
-class KRNetConfig(NeuralConfig, frozen=True, kw_only=True):
+class KRNetConfig(DecoderConfig, frozen=True, kw_only=True):
     """Options of krnet; sizes that are none are chosen for the byte target."""
 
     group_size: Annotated[Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")] = None
-    d0: Annotated[Positive | None, msgspec.Meta(description="outputs of the decoder's first FC layer")] = None
-    c0: Annotated[Positive | None, msgspec.Meta(description="channels before the deconvolution")] = None
-    c1: Annotated[Positive | None, msgspec.Meta(description="channels after it; none: as many as the features")] = None
-    stride: Annotated[int, msgspec.Meta(ge=1, le=4, description="of the deconvolution")] = 1
-    head: Annotated[
-        Literal["module", "plain"],
-        msgspec.Meta(description="last convolution: module (paper: depthwise, group norm, leaky ReLU) or plain (dense)"),
-    ] = "plain"
-    weight_bits: Annotated[
-        float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
-    ] = 4.0
     gamma: Annotated[float, msgspec.Meta(ge=0, description="weight of Eq. 3's second term, with --task-model")] = 1e-3
 
 
@@ -88,14 +80,18 @@ class BatchedIdEmbedding(nn.Module):
     """Group and local IDs to embeddings (n, 2H): KRNet paper, Sec. III-A1.
 
     Multiplying by A_n of Eq. 1 is the rotation (A_n v)_i = v[(i + n) mod H].
+
+    Args:
+        groups, size: M and H.
+        modules: pass each vector through an FC module of its own, as the paper does.
     """
 
-    def __init__(self, groups: int, size: int) -> None:
+    def __init__(self, groups: int, size: int, *, modules: bool) -> None:
         super().__init__()
         self.size = size
         self.vectors = nn.ParameterDict({name: torch.randn(groups, size) for name in ("static", "dynamic")})
-        self.static_fc = FullyConnected(size, size)
-        self.dynamic_fc = FullyConnected(size, size)
+        self.static_fc = FullyConnected(size, size) if modules else nn.Identity()
+        self.dynamic_fc = FullyConnected(size, size) if modules else nn.Identity()
 
     def forward(self, group: Tensor, local: Tensor) -> Tensor:
         """Embed group IDs (n,) and local IDs (n,)."""
@@ -118,8 +114,8 @@ class KRNetModule(nn.Module):
 
     def __init__(self, sizes: KRNetSizes) -> None:
         super().__init__()
-        self.embedding = BatchedIdEmbedding(sizes.groups, sizes.group_size)
-        self.decoder = FeatureDecoder(sizes.decoder)
+        self.embedding = BatchedIdEmbedding(sizes.groups, sizes.group_size, modules=sizes.decoder.style == "paper")
+        self.decoder = build_decoder(sizes.decoder)
 
     def forward(self, group: Tensor, local: Tensor) -> Tensor:
         """Recite samples."""
@@ -143,12 +139,12 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
     Config: ClassVar = KRNetConfig
     presets: ClassVar = {
         "paper-cifar": {
-            "group_size": 512, "d0": 1024, "c0": 512, "stride": 1, "head": "module", "gamma": 1e-3,
-            "batch_size": 1000, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+            "group_size": 512, "d0": 1024, "c0": 512, "stride": 1, "style": "paper", "gamma": 1e-3,
+            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
         },
         "paper-imagenet": {
-            "group_size": 512, "d0": 1536, "c0": 1024, "stride": 2, "head": "module", "gamma": 5e-4,
-            "batch_size": 1000, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+            "group_size": 512, "d0": 1536, "c0": 1024, "stride": 2, "style": "paper", "gamma": 5e-4,
+            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
         },
         "fast": {"iterations": 400},
     }  # fmt: skip
@@ -223,51 +219,27 @@ class _KRNetDecoder(NeuralDecoder):
 
 
 def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budget: int) -> KRNetSizes:
-    """Return the given sizes, and for those left open the ones that spend the budget.
-
-    H stays small where the budget is: the two FC layers on the embeddings cost 2 H^2 weights. c0 grows slowly, since
-    the deconvolution is where the operations are, and d0, where the weights are, takes what is left.
+    """Return the given sizes, and for those left open the ones that spend the budget: d0 takes what H and c0 leave.
 
     Raises:
         TargetUnreachableError: the smallest network does not fit.
-        UsageError: sizes that contradict each other.
     """
-    channels, height, columns = grid_shape(spec)
-    weights = max(1.0, budget * 8 / config.weight_bits) if config.weights == "quantised" else budget / 4
-    size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(weights / 16))))))
+    size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 4)))))
     groups = Groups.of(labels, spec.samples, size).count
-    positions = -(-height // config.stride) * -(-columns // config.stride)
-    c0 = config.c0 or int(min(512, max(8, 8 * round(np.sqrt(weights / positions) / 32))))
-    c1 = config.c1 or default_c1(channels, config.head)
-    if config.head == "module" and c1 != channels:
-        raise UsageError(f"c1={c1}: the paper's last convolution is depthwise, so c1 is the features' {channels} channels")
 
     def sizes(d0: int) -> KRNetSizes:
-        decoder = DecoderSizes(
-            width=2 * size, d0=d0, c0=c0, c1=c1, stride=config.stride, channels=channels, height=height,
-            columns=columns, head=config.head,
-        )  # fmt: skip
+        decoder = config.decoder_sizes(spec, width=2 * size, d0=d0, network_bytes=budget)
         return KRNetSizes(groups, size, decoder, config.weights)
+
+    def estimate(d0: int) -> float:
+        with torch.device("meta"):
+            return coded_bytes(KRNetModule(sizes(d0)).parameters(), config)
 
     if config.d0 is not None:
         return sizes(config.d0)
-    low, high = 8, 1 << 16
-    smallest = _estimate(sizes(low), config)
-    if smallest > budget:
+    if estimate(FEWEST) > budget:
         raise TargetUnreachableError(
-            f"krnet: its smallest network here takes about {smallest:,.0f} bytes; the target leaves {budget:,}. "
+            f"krnet: its smallest network here takes about {estimate(FEWEST):,.0f} bytes; the target leaves {budget:,}. "
             "Ask for a larger file, or try another codec"
         )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _estimate(sizes(middle), config) <= budget else (low, middle)
-    return sizes(low - low % 2)
-
-
-def _estimate(sizes: KRNetSizes, config: KRNetConfig) -> float:
-    """Return the bytes that a network of these sizes will take."""
-    with torch.device("meta"):
-        parameters = list(KRNetModule(sizes).parameters())
-    if config.weights == "float32":
-        return 4.0 * sum(p.numel() for p in parameters)
-    return sum(p.numel() * config.weight_bits / 8 if p.dim() > 1 else 2 * p.numel() for p in parameters) + 1000
+    return sizes(largest(lambda d0: estimate(d0) <= budget, FEWEST, 1 << 16) // 2 * 2)

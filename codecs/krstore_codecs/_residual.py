@@ -1,0 +1,99 @@
+"""The feature decoder of budgeted stores: the paper's stages around a linear path.
+
+    e (n, width) [-> FC d0 + leaky ReLU] -> FC c0 x h0 x w0 -> 4 residual blocks -> deconvolution c0 -> c1, stride s
+      -> 2 residual blocks -> x + convolution(leaky ReLU(x)) -> features (n, C, H, W) in [0, 1]
+
+The stages, kernels and depthwise blocks are those of `krstore_codecs._decoder`; what differs is how they are joined.
+There are no norms, nothing on the trunk is rectified, and every residual branch starts at zero: the decoder starts
+linear in the output of its FC layers and learns at once, where the paper's needs tens of thousands of iterations.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krstore_codecs._decoder import DecoderSizes, Geometry
+
+__all__ = ["ResidualDecoder", "ResidualEncoder"]
+
+SLOPE = 0.1
+
+
+class _Residual(nn.Module):
+    """x + second(leaky ReLU(first(x))), zero at the start; `first` may be nothing."""
+
+    def __init__(self, first: nn.Module, second: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        nn.init.zeros_(second.weight)
+        if second.bias is not None:
+            nn.init.zeros_(second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.as_tensor(self.second(F.leaky_relu(self.first(x), SLOPE)))
+
+
+def _block(channels: int, geometry: Geometry) -> _Residual:
+    convolutions = [
+        nn.Conv2d(channels, channels, geometry.small, padding=geometry.small_padding, groups=channels) for _ in range(2)
+    ]
+    return _Residual(convolutions[0], convolutions[1])
+
+
+def _dense(channels: int, geometry: Geometry) -> _Residual:
+    return _Residual(nn.Identity(), nn.Conv2d(channels, channels, geometry.small, padding=geometry.small_padding))
+
+
+class ResidualDecoder(nn.Module):
+    """Embeddings (n, width) to features (n, C, H, W); `d0` of 0 leaves out the first FC layer."""
+
+    def __init__(self, sizes: DecoderSizes) -> None:
+        super().__init__()
+        geometry = Geometry.of(sizes)
+        self.start = (sizes.c0, *geometry.start)
+        wide = [nn.Linear(sizes.width, sizes.d0), nn.LeakyReLU(SLOPE)] if sizes.d0 else []
+        self.fc = nn.Sequential(*wide, nn.Linear(sizes.d0 or sizes.width, sizes.c0 * geometry.start_positions))
+        self.before = nn.Sequential(*(_block(sizes.c0, geometry) for _ in range(4)))
+        self.deconvolution = geometry.deconvolution(sizes.c0, sizes.c1)
+        if sizes.stride == 1:
+            nn.init.dirac_(self.deconvolution.weight)
+        self.after = nn.Sequential(*(_block(sizes.c1, geometry) for _ in range(2)))
+        self.head = (
+            _dense(sizes.c1, geometry)
+            if sizes.c1 == sizes.channels
+            else nn.Conv2d(sizes.c1, sizes.channels, geometry.small, padding=geometry.small_padding)
+        )
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Decode embeddings."""
+        x = self.fc(e).unflatten(1, self.start)
+        return torch.as_tensor(self.head(self.after(self.deconvolution(self.before(x)))))
+
+
+class ResidualEncoder(nn.Module):
+    """The decoder's mirror: features (n, C, H, W) to latents (n, width), standardised over the batch."""
+
+    def __init__(self, sizes: DecoderSizes) -> None:
+        super().__init__()
+        geometry = Geometry.of(sizes)
+        convolution = geometry.convolution(sizes.channels, sizes.c0)
+        if sizes.stride == 1:
+            nn.init.dirac_(convolution.weight)
+        inputs = sizes.c0 * geometry.start_positions
+        wide = [nn.Linear(inputs, sizes.d0), nn.LeakyReLU(SLOPE)] if sizes.d0 else []
+        self.layers = nn.Sequential(
+            _dense(sizes.channels, geometry),
+            *(_block(sizes.channels, geometry) for _ in range(2)),
+            convolution,
+            *(_block(sizes.c0, geometry) for _ in range(4)),
+            nn.Flatten(),
+            *wide,
+            nn.Linear(sizes.d0 or inputs, sizes.width),
+            nn.BatchNorm1d(sizes.width, affine=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Encode features."""
+        return torch.as_tensor(self.layers(features))
