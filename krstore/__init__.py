@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from krstore.registry import codec_names, get_codec
     from krstore.replay import Replay
     from krstore.store.reader import Store
-    from krstore.store.reader import Store as open
+    from krstore.store.reader import Store as open  # noqa: N813 - krstore.open(path), as users expect
     from krstore.store.writer import encode
 
 __all__ = [

@@ -66,7 +66,8 @@ class Checkpoint:
                     f"{self.path} is the checkpoint of another fit (other data, options, target or seed); "
                     "give the same options again, or leave out --resume to begin anew"
                 )
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["values"])
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["values"])
 
     def discard(self) -> None:
         """Remove the file: the fit is finished."""

@@ -165,7 +165,7 @@ class Codec(ABC, Generic[ConfigT, FittedT]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r})"
 
-    def validate(self, spec: SourceSpec) -> None:  # noqa: B027 - accepting everything is a valid answer
+    def validate(self, spec: SourceSpec) -> None:
         """Refuse, before any data moves, a source that this codec cannot encode.
 
         Raises:
@@ -187,6 +187,10 @@ class Codec(ABC, Generic[ConfigT, FittedT]):
     def knob(self, fitted: FittedT) -> Knob | None:
         """Return the range of `pack`'s setting; `None` when `pack` has none and is called with 0."""
         return None
+
+    def settled(self, fitted: FittedT) -> ConfigT:
+        """Return the config with what the fit chose filled in; it goes into the store's header."""
+        return self.config
 
     @classmethod
     @abstractmethod

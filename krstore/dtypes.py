@@ -25,7 +25,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(name).newbyteorder("<")
 
 
@@ -48,13 +49,13 @@ def cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if values.dtype == dtype:
         return values
     if dtype == np.uint8:
-        return np.rint(values).clip(0, 255).astype(np.uint8)
+        return np.asarray(np.rint(values).clip(0, 255), np.uint8)
     if dtype.itemsize < values.dtype.itemsize:
         if dtype.name == "bfloat16":
             import ml_dtypes
 
-            limit = float(ml_dtypes.finfo(dtype).max)
+            limit = float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
         else:
             limit = float(np.finfo(dtype).max)
         values = values.clip(-limit, limit)
-    return values.astype(dtype)
+    return np.asarray(values, dtype)

@@ -56,9 +56,14 @@ class ArraySource:
 
 
 def example_source(
-    samples: int = 300, shape: tuple[int, ...] = (6, 4, 4), dtype: str = "float32", *, labelled: bool = True, seed: int = 0
+    samples: int = 300,
+    shape: tuple[int, ...] = (6, 4, 4),
+    dtype: str = "float32",
+    *,
+    labelled: bool = True,
+    seed: int = 0,
 ) -> ArraySource:
-    """Return features like a network's: rectified and smooth, clustered by class, one channel dead, labels with gaps."""
+    """Return features like a network's: rectified, clustered by class, one channel dead, labels with gaps."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([-3, 5, 1000], samples)
     centres = {label: rng.normal(size=shape) for label in (-3, 5, 1000)}
@@ -178,7 +183,10 @@ def _check_reads(name: str, store: Store, decoded: Array, truth: Array) -> None:
 def _check_other_process(store: Store, folder: Path) -> None:
     """Another process, with one thread, decodes the same values."""
     out = folder / "other.npy"
-    code = "import sys, numpy, krstore; s = krstore.open(sys.argv[1], device='cpu'); numpy.save(sys.argv[2], s.read(s.ids))"
+    code = (
+        "import sys, numpy, krstore; store = krstore.open(sys.argv[1], device='cpu'); "
+        "numpy.save(sys.argv[2], store.read(store.ids))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code, str(store.path), str(out)], capture_output=True, text=True, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krstore.codec import PayloadSink
-from krstore.entropy import MAX_SYMBOLS, Integers, Table, decode_runs, encode_runs, entropy_bytes, pack_tables, unpack_tables
+from krstore.entropy import (
+    MAX_SYMBOLS,
+    Integers,
+    Table,
+    decode_runs,
+    encode_runs,
+    entropy_bytes,
+    pack_tables,
+    unpack_tables,
+)
 from krstore.errors import CorruptStoreError
 from krstore.source import Array, Ids
 from krstore.store.blocks import BlockReader, samples_per_block
@@ -119,7 +128,7 @@ class IntegerBlocks:
 
 
 def _quantise(values: NDArray[np.float32], step: float) -> Integers:
-    return np.rint(values / np.float32(step)).clip(-LARGEST, LARGEST).astype(np.int32)
+    return np.asarray(np.rint(values / np.float32(step)).clip(-LARGEST, LARGEST), np.int32)
 
 
 def _histograms(rows: SpilledRows, step: float, members: list[Ids]) -> list[tuple[int, NDArray[np.int64]]]:
@@ -129,7 +138,9 @@ def _histograms(rows: SpilledRows, step: float, members: list[Ids]) -> list[tupl
         integers = _quantise(chunk, step)
         low, high = np.minimum(low, integers.min(axis=0)), np.maximum(high, integers.max(axis=0))
     lows = [int(low[columns].min()) for columns in members]
-    counts = [np.zeros(int(high[columns].max()) - first + 1, np.int64) for columns, first in zip(members, lows, strict=True)]
+    counts = [
+        np.zeros(int(high[columns].max()) - first + 1, np.int64) for columns, first in zip(members, lows, strict=True)
+    ]
     for chunk in rows.chunks():
         integers = _quantise(chunk, step)
         for columns, first, histogram in zip(members, lows, counts, strict=True):

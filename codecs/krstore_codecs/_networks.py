@@ -16,7 +16,7 @@ from krstore_codecs._normalise import grid_shape
 from krstore_codecs._residual import ResidualDecoder, ResidualEncoder
 from krstore_codecs._training import NeuralConfig, Positive
 
-__all__ = ["DecoderConfig", "build_decoder", "build_encoder", "coded_bytes", "largest"]
+__all__ = ["DecoderConfig", "build_decoder", "build_encoder", "coded_bytes", "describe_network", "largest"]
 
 
 class DecoderConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -62,6 +62,12 @@ def build_decoder(sizes: DecoderSizes) -> nn.Module:
 def build_encoder(sizes: DecoderSizes) -> nn.Module:
     """Return the decoder's mirror."""
     return FeatureEncoder(sizes) if sizes.style == "paper" else ResidualEncoder(sizes)
+
+
+def describe_network(network: nn.Module, sizes: DecoderSizes) -> str:
+    """Say a network's sizes in a line."""
+    weights = sum(p.numel() for p in network.parameters())
+    return f"d0 {sizes.d0}, c0 {sizes.c0}, c1 {sizes.c1}, {weights:,} weights, style {sizes.style}"
 
 
 def coded_bytes(parameters: Iterable[nn.Parameter], config: DecoderConfig) -> float:

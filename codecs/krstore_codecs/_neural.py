@@ -69,7 +69,15 @@ def read_sizes(payload: MemberReader, kind: type[SizesT], context: OpenContext) 
     decoder = sizes.decoder
     made = (decoder.channels, decoder.height, decoder.columns)
     numbers = [value for value in msgspec.structs.astuple(decoder) if isinstance(value, int)]
-    if made != grid_shape(context.spec) or min(numbers) < 0 or decoder.stride < 1 or decoder.width < 1 or decoder.c0 < 1 or decoder.c1 < 1 or max(numbers) > 1 << 24:
+    if (
+        made != grid_shape(context.spec)
+        or min(numbers) < 0
+        or decoder.stride < 1
+        or decoder.width < 1
+        or decoder.c0 < 1
+        or decoder.c1 < 1
+        or max(numbers) > 1 << 24
+    ):
         raise CorruptStoreError(f"a network of sizes {decoder} does not make samples of shape {context.spec.shape}")
     return sizes
 

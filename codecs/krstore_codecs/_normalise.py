@@ -82,7 +82,7 @@ class Normaliser:
     def decode(self, grids: Tensor) -> Tensor:
         """Turn a network's output (n, C, H, W) into features (n, *shape) in the source's dtype, inside its range."""
         low, span = self._vectors(grids)
-        features = self.to_features((grids.clamp(0, 1) * span + low))
+        features = self.to_features(grids.clamp(0, 1) * span + low)
         name = self.spec.dtype
         if name == "uint8":
             return features.round().clamp(0, 255).to(torch.uint8)

@@ -19,7 +19,7 @@ from krstore.source import CHUNK_BYTES, Ids, Source
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._weights import WeightQuantiser
 
-__all__ = ["BatchFeed", "NeuralConfig", "Positive", "Trainer"]
+__all__ = ["PAPER_TRAINING", "BatchFeed", "NeuralConfig", "Positive", "Trainer"]
 
 Loss = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -34,6 +34,9 @@ QUANTISE_FROM, QUANTISE_FIXED = 0.6, 0.9
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
+PAPER_TRAINING = {"batch_size": 1000, "learning_rate": 3e-3, "plateau": None, "weights": "float32"}
+
+
 class NeuralConfig(CodecConfig, frozen=True, kw_only=True):
     """Options of codecs that fit a network, in the KRNet paper's training by default (Sec. IV-A4)."""
 
@@ -41,21 +44,27 @@ class NeuralConfig(CodecConfig, frozen=True, kw_only=True):
     iterations: Annotated[
         Positive | None, msgspec.Meta(description="iterations (paper: 40000); none: sized to the device's speed")
     ] = None
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half (paper: 3e-3)")] = 1e-3
-    final_rate: Annotated[float, msgspec.Meta(gt=0, description="rate at the end of the linear decay (paper: 3e-6)")] = 3e-6
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half (paper: 3e-3)")] = (
+        1e-3
+    )
+    final_rate: Annotated[
+        float, msgspec.Meta(gt=0, description="rate at the end of the linear decay (paper: 3e-6)")
+    ] = 3e-6
     constant: Annotated[
         float, msgspec.Meta(ge=0, le=1, description="share of the iterations before the decay (paper: 0.5)")
     ] = 0.5
     plateau: Annotated[
-        Annotated[float, msgspec.Meta(gt=0)] | None, msgspec.Meta(description="begin the decay early when the loss falls by less than this share "
-                                                     "over a tenth of the iterations; none: never")
-    ] = 0.005  # fmt: skip
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="begin the decay once a tenth of the iterations gains less than this; none: never"),
+    ] = 0.005
     weights: Annotated[
         Literal["quantised", "float32"], msgspec.Meta(description="how the network is stored (paper: float32)")
     ] = "quantised"
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        msgspec.Meta(description="arithmetic of training; auto: bfloat16 on CUDA, float32 elsewhere. Decoding is float32"),
+        msgspec.Meta(
+            description="arithmetic of training; auto: bfloat16 on CUDA, float32 elsewhere. Decoding is float32"
+        ),
     ] = "auto"
     compile: Annotated[bool, msgspec.Meta(description="torch.compile the training step on CUDA")] = True
 
@@ -129,6 +138,9 @@ class Trainer:
         network: everything that is trained, on the context's device.
         loss: (ids, grids, iteration) -> (loss to minimise, mean squared error per element to show).
         quantiser, network_bytes: quantise the weights so that they take about so many bytes; `None` for float32.
+
+    Attributes:
+        planned: the iterations of the whole schedule, before any plateau.
     """
 
     def __init__(
@@ -138,7 +150,7 @@ class Trainer:
         self.config, self.context, self.network, self.batches, self.loss = config, context, network, batches, loss
         self.quantiser, self.network_bytes = quantiser, network_bytes
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-        self.iterations = config.iterations or self._affordable()
+        self.planned = self.iterations = config.iterations or self._affordable()
         self.decay_from = round(config.constant * self.iterations)
         self._window, self._window_loss, self._last_window_loss = 0, 0.0, math.inf
 

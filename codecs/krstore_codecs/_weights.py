@@ -99,7 +99,7 @@ def _split(data: bytes, dtype: str, sizes: Mapping[str, int], shapes: Shapes) ->
 
 def quantise(values: NDArray[np.float32], step: float) -> Integers:
     """Return round(values / step) as integers."""
-    return np.rint(values / np.float32(step)).astype(np.int32)
+    return np.asarray(np.rint(values / np.float32(step)), np.int32)
 
 
 def matrices(shapes: Shapes) -> list[str]:

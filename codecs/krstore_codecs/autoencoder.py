@@ -11,6 +11,7 @@ so are the decoder's weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,10 +29,10 @@ from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
 from krstore_codecs._decoder import DecoderSizes
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
-from krstore_codecs._networks import DecoderConfig, build_decoder, build_encoder, coded_bytes, largest
+from krstore_codecs._networks import DecoderConfig, build_decoder, build_encoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs._training import BatchFeed, Positive, Trainer
+from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Positive, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Autoencoder", "AutoencoderConfig"]
@@ -70,6 +71,7 @@ class FittedAutoencoder:
     steps: dict[str, float] | None
     latents: SpilledRows
     step: float
+    iterations: int
 
 
 class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
@@ -80,11 +82,11 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
     presets: ClassVar = {
         "paper-cifar": {
             "latent": 1024, "d0": 1024, "c0": 512, "stride": 1, "style": "paper",
-            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+            **PAPER_TRAINING, "iterations": 40_000, "constant": 0.5,
         },
         "paper-imagenet": {
             "latent": 1024, "d0": 1536, "c0": 1024, "stride": 2, "style": "paper",
-            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+            **PAPER_TRAINING, "iterations": 50_000, "constant": 0.4,
         },
         "fast": {"iterations": 400},
     }  # fmt: skip
@@ -94,11 +96,11 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
         budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)
         plan = self.plan(source.spec, budget)
         sizes, length = plan.sizes.decoder, plan.sizes.decoder.width
-        context.progress.note(f"autoencoder: {sizes}, {plan.network_bytes:,} bytes of network")
         normaliser = Normaliser.of(source.spec, context.stats)
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             encoder, decoder = build_encoder(sizes), build_decoder(sizes)
+        context.progress.note(f"autoencoder: {length} latents, {describe_network(decoder, sizes)}")
         quantiser = WeightQuantiser(decoder) if self.config.weights == "quantised" else None
         network = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(context.device)
 
@@ -114,12 +116,22 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             return error * grids[0].numel(), error
 
         batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
-        Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes).run()
+        trainer = Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes)
+        trainer.run()
         latents = _encode_all(source, normaliser, encoder, context.device, length)
         state = {name: value.cpu().numpy() for name, value in plain_state(decoder).items()}
         return FittedAutoencoder(
             sizes=plan.sizes, normaliser=normaliser, state=state,
             steps=None if quantiser is None else quantiser.steps(), latents=latents, step=plan.step,
+            iterations=trainer.planned,
+        )  # fmt: skip
+
+    def settled(self, fitted: FittedAutoencoder) -> AutoencoderConfig:
+        """Return the config with the network's sizes and the iterations filled in."""
+        decoder = fitted.sizes.decoder
+        return msgspec.structs.replace(
+            self.config, latent=decoder.width, d0=decoder.d0 or None, c0=decoder.c0, c1=decoder.c1,
+            iterations=fitted.iterations,
         )  # fmt: skip
 
     def knob(self, fitted: FittedAutoencoder) -> Knob | None:
@@ -198,12 +210,15 @@ class _AutoencoderDecoder(NeuralDecoder):
             lambda: build_decoder(sizes.decoder), {"": WEIGHTS}, payload, quantised=quantised, device=self.device
         )
         length = sizes.decoder.width
+        self._latents: Callable[[Ids], Array]
         if quantised:
             step = np.frombuffer(payload.read(STEP), "<f4", 1)[0]
             integers = IntegerBlocks(payload, LATENTS, context.kept, length)
             self._latents = lambda rows: integers.read(rows).astype(np.float32) * step
         else:
-            floats = BlockReader(payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length))
+            floats = BlockReader(
+                payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length)
+            )
             self._latents = floats.read
 
     def grids(self, rows: Ids) -> Tensor:

@@ -26,10 +26,10 @@ from krstore.source import Ids, Source, SourceSpec, class_indices
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
 from krstore_codecs._decoder import DecoderSizes, FullyConnected
-from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, largest
+from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs._training import BatchFeed, Positive, Trainer
+from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Positive, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["BatchedIdEmbedding", "Groups", "KRNet", "KRNetConfig", "KRNetModule"]
@@ -42,7 +42,9 @@ LATENT_PREFIX = "embedding.vectors."
 class KRNetConfig(DecoderConfig, frozen=True, kw_only=True):
     """Options of krnet; sizes that are none are chosen for the byte target."""
 
-    group_size: Annotated[Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")] = None
+    group_size: Annotated[
+        Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")
+    ] = None
     gamma: Annotated[float, msgspec.Meta(ge=0, description="weight of Eq. 3's second term, with --task-model")] = 1e-3
 
 
@@ -130,6 +132,7 @@ class FittedKRNet:
     normaliser: Normaliser
     state: dict[str, np.ndarray[Any, np.dtype[np.float32]]]
     quantiser: WeightQuantiser | None
+    iterations: int
 
 
 class KRNet(Codec[KRNetConfig, FittedKRNet]):
@@ -140,11 +143,11 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
     presets: ClassVar = {
         "paper-cifar": {
             "group_size": 512, "d0": 1024, "c0": 512, "stride": 1, "style": "paper", "gamma": 1e-3,
-            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 40_000, "constant": 0.5, "plateau": None, "weights": "float32",
+            **PAPER_TRAINING, "iterations": 40_000, "constant": 0.5,
         },
         "paper-imagenet": {
             "group_size": 512, "d0": 1536, "c0": 1024, "stride": 2, "style": "paper", "gamma": 5e-4,
-            "batch_size": 1000, "learning_rate": 3e-3, "iterations": 50_000, "constant": 0.4, "plateau": None, "weights": "float32",
+            **PAPER_TRAINING, "iterations": 50_000, "constant": 0.4,
         },
         "fast": {"iterations": 400},
     }  # fmt: skip
@@ -153,7 +156,6 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         """Train the network on Eq. 3: L_kr1 in [0, 1] units, plus gamma L_kr2 when a task network is given."""
         budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)
         sizes = choose_sizes(self.config, source.spec, source.labels, budget)
-        context.progress.note(f"krnet: {sizes.groups} groups of {sizes.group_size}, {sizes.decoder}")
         normaliser = Normaliser.of(source.spec, context.stats)
         groups = Groups.of(source.labels, source.spec.samples, sizes.group_size)
         group, local = (torch.from_numpy(v).to(context.device) for v in (groups.group, groups.local))
@@ -162,23 +164,31 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
             network = KRNetModule(sizes)
         quantiser = WeightQuantiser(network, fine=LATENT_PREFIX) if sizes.weights == "quantised" else None
         network.to(context.device)
+        context.progress.note(
+            f"krnet: {sizes.groups} groups of {sizes.group_size}, {describe_network(network, sizes.decoder)}"
+        )
         task_model = context.task_model.to(context.device) if context.task_model is not None else None
 
         def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
             picked = ids.to(context.device)
-            recited = network(group[picked], local[picked])
-            first = (recited.float() - grids).square().flatten(1).sum(1).mean()
-            total = first
-            if task_model is not None:
-                seen, truth = (task_model(normaliser.to_features(normaliser.unscale(g))) for g in (recited.float(), grids))
-                total = first + self.config.gamma * (seen - truth).square().flatten(1).sum(1).mean()
-            return total, first / grids[0].numel()
+            recited = network(group[picked], local[picked]).float()
+            total = recitation_loss(recited, grids, normaliser, task_model, self.config.gamma)
+            return total, (recited - grids).square().mean()
 
         batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
         room = budget - 8 * source.spec.channels - 400
-        Trainer(self.config, context, network, batches, loss, quantiser, room).run()
+        trainer = Trainer(self.config, context, network, batches, loss, quantiser, room)
+        trainer.run()
         state = {name: value.cpu().numpy() for name, value in plain_state(network).items()}
-        return FittedKRNet(sizes, normaliser, state, quantiser)
+        return FittedKRNet(sizes, normaliser, state, quantiser, trainer.planned)
+
+    def settled(self, fitted: FittedKRNet) -> KRNetConfig:
+        """Return the config with the network's sizes and the iterations filled in."""
+        decoder = fitted.sizes.decoder
+        return msgspec.structs.replace(
+            self.config, group_size=fitted.sizes.group_size, d0=decoder.d0, c0=decoder.c0, c1=decoder.c1,
+            iterations=fitted.iterations,
+        )  # fmt: skip
 
     def knob(self, fitted: FittedKRNet) -> Knob | None:
         """Return the factor on the quantiser's steps; 1 is what the network was trained for."""
@@ -218,6 +228,22 @@ class _KRNetDecoder(NeuralDecoder):
         return torch.as_tensor(self._network(group, local))
 
 
+def recitation_loss(
+    recited: Tensor, truth: Tensor, normaliser: Normaliser, task_model: nn.Module | None, gamma: float
+) -> Tensor:
+    """Return Eq. 3: mean over the batch of ||recited - truth||^2, plus gamma ||F2(recited) - F2(truth)||^2.
+
+    Args:
+        recited, truth: grids (n, C, H, W) in [0, 1], the unit of the first term.
+        task_model: F2 without its classifier, frozen, on features (n, *shape) in raw units; `None` leaves its term out.
+    """
+    first = (recited - truth).square().flatten(1).sum(1).mean()
+    if task_model is None:
+        return first
+    seen, wanted = (task_model(normaliser.to_features(normaliser.unscale(grids))) for grids in (recited, truth))
+    return torch.as_tensor(first + gamma * (seen - wanted).square().flatten(1).sum(1).mean())
+
+
 def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budget: int) -> KRNetSizes:
     """Return the given sizes, and for those left open the ones that spend the budget: d0 takes what H and c0 leave.
 
@@ -239,7 +265,7 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
         return sizes(config.d0)
     if estimate(FEWEST) > budget:
         raise TargetUnreachableError(
-            f"krnet: its smallest network here takes about {estimate(FEWEST):,.0f} bytes; the target leaves {budget:,}. "
-            "Ask for a larger file, or try another codec"
+            f"krnet: its smallest network here takes about {estimate(FEWEST):,.0f} bytes; the target leaves "
+            f"{budget:,}. Ask for a larger file, or try another codec"
         )
     return sizes(largest(lambda d0: estimate(d0) <= budget, FEWEST, 1 << 16) // 2 * 2)

@@ -108,6 +108,13 @@ class PQ(Codec[PQConfig, FittedPQ]):
         found = [PQSetting(m, b) for m in wanted_m for b in wanted_b]
         return sorted(found, key=lambda s: (-s.code_bits, -payload_bytes(spec, s, self.config.opq)))
 
+    def settled(self, fitted: FittedPQ) -> PQConfig:
+        """Return the config with the setting that a budget has left filled in."""
+        if len(fitted.settings) > 1:
+            return self.config
+        setting = fitted.settings[0]
+        return msgspec.structs.replace(self.config, subvectors=setting.subvectors, bits=setting.bits)
+
     def knob(self, fitted: FittedPQ) -> Knob | None:
         """Return the index into the settings; a budget has left only one."""
         last = len(fitted.settings) - 1
@@ -146,7 +153,9 @@ class PQ(Codec[PQConfig, FittedPQ]):
         with fitted.progress.task("encode", spec.samples) as task:
             for ids, features in chunks(fitted.source, rows * spec.sample_bytes):
                 vectors = _vectors(features, spec)
-                codes = quantiser.compute_codes(np.ascontiguousarray(vectors if rotation is None else vectors @ rotation.T))
+                codes = quantiser.compute_codes(
+                    np.ascontiguousarray(vectors if rotation is None else vectors @ rotation.T)
+                )
                 bits = np.unpackbits(codes, axis=1, count=setting.code_bits, bitorder="little")
                 for start in range(0, len(ids), size):
                     count = min(size, len(ids) - start)
@@ -201,7 +210,10 @@ class _PQDecoder(Decoder):
             if bits == 8:
                 codes = np.frombuffer(data, np.uint8)
             else:
-                codes = np.unpackbits(np.frombuffer(data, np.uint8), count=need, bitorder="little").reshape(-1, bits) @ weights
+                codes = (
+                    np.unpackbits(np.frombuffer(data, np.uint8), count=need, bitorder="little").reshape(-1, bits)
+                    @ weights
+                )
             out[start : start + count] = codes.reshape(count, self._positions, m)
             start += count
         return out

@@ -141,5 +141,6 @@ class _Search:
     def _unreachable(self, reached: float) -> None:
         raise TargetUnreachableError(
             f"{self.codec} reached {self.target.describe(reached)} at best; asked for at most "
-            f"{self.target.describe(self.target.limit)}. Ask for less, or try another codec or preset; no file was written"
+            f"{self.target.describe(self.target.limit)}. Ask for less, or try another codec or preset; "
+            "no file was written"
         )

@@ -18,7 +18,7 @@ from krstore.errors import KrstoreError, UsageError
 from krstore.files import atomic_write, check_target
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_codec
-from krstore.source import Array, Ids, Source, SourceStats, scan
+from krstore.source import Ids, Source, SourceStats, scan
 from krstore.store.blocks import block_index
 from krstore.store.columns import pack_column
 from krstore.store.container import ContainerWriter
@@ -100,7 +100,9 @@ def encode(
     instance.validate(source.spec)
     device = resolve_device(device)
     stats = scan(source, progress)
-    fingerprint = msgspec.json.encode([codec, config, stats.sha256, seed, target and [target.max_bytes, target.max_mse]])
+    fingerprint = msgspec.json.encode(
+        [codec, config, stats.sha256, seed, target and [target.max_bytes, target.max_mse]]
+    )
     checkpoint = Checkpoint(output.with_name(f".{output.name}.checkpoint"), fingerprint.decode(), resume=resume)
     encoder = _Encoder(instance, source, stats, target, device, progress)
     with atomic_write(output) as file:
@@ -163,7 +165,7 @@ class _Encoder:
         progress: Progress,
     ) -> None:  # fmt: skip
         self.codec, self.source, self.stats, self.target = codec, source, stats, target
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.config = device, progress, codec.config
         self.classes = None if source.labels is None else len(np.unique(source.labels))
 
     def write(self, file: BinaryIO, seed: int, checkpoint: Checkpoint, task_model: torch.nn.Module | None) -> None:
@@ -176,6 +178,7 @@ class _Encoder:
             checkpoint=checkpoint, task_model=task_model,
         )  # fmt: skip
         fitted = self.codec.fit(self.source, context)
+        self.config = self.codec.settled(fitted)
         while True:
             self._pack_to_target(file, fitted)
             quality = self.quality or self._measure()
@@ -211,7 +214,11 @@ class _Encoder:
         self.sink = _Sink(file)
         if self.codec.kind is not Kind.EXEMPLAR:
             self._write_columns(self.sink)
-        left = int(self.target.limit) - self.sink.container.finished_bytes(self._header(self._placeholder_quality())) - self.slack
+        left = (
+            int(self.target.limit)
+            - self.sink.container.finished_bytes(self._header(self._placeholder_quality()))
+            - self.slack
+        )
         return max(0, left)
 
     def _write_columns(self, sink: _Sink) -> None:
@@ -253,7 +260,7 @@ class _Encoder:
                 flags=0,
                 kind=str(self.codec.kind),
                 codec=self.codec.name,
-                config=msgspec.to_builtins(self.codec.config),
+                config=msgspec.to_builtins(self.config),
                 source=SourceInfo(
                     samples=spec.samples, shape=spec.shape, dtype=spec.dtype, channel_axis=spec.channel_axis,
                     bytes=spec.bytes, sha256=self.stats.sha256, features_key=spec.features_key,
