@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from krstore.errors import CorruptStoreError
 
-__all__ = ["MAX_SYMBOLS", "Integers", "Table", "decode_runs", "encode_runs", "entropy_bytes", "pack_tables", "unpack_tables"]
+__all__ = [
+    "MAX_SYMBOLS",
+    "Integers",
+    "Table",
+    "decode_runs",
+    "encode_runs",
+    "entropy_bytes",
+    "pack_tables",
+    "unpack_tables",
+]
 
 Integers = NDArray[np.int32]
 
@@ -47,7 +56,9 @@ class Table:
             return cls(0, np.ones(1, np.uint16))
         low, high = int(values.min()), int(values.max())
         if high - low >= MAX_SYMBOLS:
-            raise ValueError(f"values from {low} to {high} span more than {MAX_SYMBOLS} symbols; quantise more coarsely")
+            raise ValueError(
+                f"values from {low} to {high} span more than {MAX_SYMBOLS} symbols; quantise more coarsely"
+            )
         return cls.from_counts(low, np.bincount((values.reshape(-1) - low).astype(np.int64)))
 
     @classmethod

@@ -63,7 +63,9 @@ class Replay(Dataset[tuple[Tensor, Tensor]]):
         if classes is not None:
             missing = sorted(set(classes) - set(np.unique(store.labels).tolist()))
             if missing:
-                raise UsageError(f"class {missing[0]} is not in {store.path}; it has {np.unique(store.labels).tolist()}")
+                raise UsageError(
+                    f"class {missing[0]} is not in {store.path}; it has {np.unique(store.labels).tolist()}"
+                )
             self._rows = np.flatnonzero(np.isin(store.labels, list(classes)))
 
     def __len__(self) -> int:

@@ -24,7 +24,9 @@ def resolve_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not available ({str(error).splitlines()[0]}); try auto or cpu") from None
+        raise UsageError(
+            f"device {device!r} is not available ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from None
     return device
 
 

@@ -82,8 +82,6 @@ def _coverage(source: Source, decode: Callable[[Ids], Array], kept: Ids) -> floa
         for start in range(0, len(members), step):
             ids = members[start : start + step]
             samples = source.read(ids).reshape(len(ids), -1).astype(np.float64)
-            distances = (
-                np.square(samples).sum(1)[:, None] + np.square(exemplars).sum(1) - 2 * samples @ exemplars.T
-            )
+            distances = np.square(samples).sum(1)[:, None] + np.square(exemplars).sum(1) - 2 * samples @ exemplars.T
             nearest[ids] = np.maximum(0, distances.min(axis=1))
     return float(nearest.mean() / source.spec.elements)
