@@ -179,6 +179,7 @@ def scan(source: Source, progress: Progress = SILENT) -> SourceStats:
     digest = hashlib.sha256()
     low, high = np.full(spec.channels, np.inf), np.full(spec.channels, -np.inf)
     total, squares = np.zeros(spec.channels), np.zeros(spec.channels)
+    centre: NDArray[np.float64] | None = None  # of the first piece: sums about it lose no digits to cancellation
     with progress.task("scan", spec.samples) as task:
         for ids, features in chunks(source):
             digest.update(np.ascontiguousarray(features).view(np.uint8).data)
@@ -186,13 +187,18 @@ def scan(source: Source, progress: Progress = SILENT) -> SourceStats:
             _check_finite(values, ids)
             low = np.minimum(low, values.min(axis=(0, 2)))
             high = np.maximum(high, values.max(axis=(0, 2)))
+            if centre is None:
+                centre = values.mean(axis=(0, 2))
+            values -= centre[:, None]
             total += values.sum(axis=(0, 2))
             squares += np.square(values, out=values).sum(axis=(0, 2))
             task.advance(len(ids))
+    assert centre is not None
     per_channel = spec.samples * spec.elements // spec.channels
-    count = per_channel * spec.channels
-    variance = max(0.0, squares.sum() / count - (total.sum() / count) ** 2)
-    return SourceStats(digest.hexdigest(), low, high, total / per_channel, float(variance))
+    offset = total / per_channel
+    within = np.maximum(0, squares / per_channel - np.square(offset))
+    mean = centre + offset
+    return SourceStats(digest.hexdigest(), low, high, mean, float(within.mean() + mean.var()))
 
 
 def _check_finite(values: Array, ids: Ids) -> None:

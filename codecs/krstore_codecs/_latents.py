@@ -39,6 +39,9 @@ class SpilledRows:
         self.length, self.count = length, 0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the rows
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def append(self, rows: NDArray[np.float32]) -> None:
         """Add rows (n, L)."""
         self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())

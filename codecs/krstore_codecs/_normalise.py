@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from krstore.dtypes import numpy_dtype
+from krstore.errors import ArchiveError
 from krstore.source import Array, SourceSpec, SourceStats, to_channels_first
 from krstore.tensors import as_array
 
@@ -30,7 +31,8 @@ class Normaliser:
     """Scales each channel linearly so that the source's minimum is 0 and its maximum 1; dead channels become 0.
 
     Args:
-        low, span: (C,) float32, what is subtracted and what is divided by (1 for a dead channel).
+        low, span: (C,) float32, what is subtracted and what is divided by; 0 for a dead channel, which so decodes
+            exactly whatever a network says.
     """
 
     def __init__(self, spec: SourceSpec, low: NDArray[np.float32], span: NDArray[np.float32]) -> None:
@@ -39,9 +41,15 @@ class Normaliser:
 
     @classmethod
     def of(cls, spec: SourceSpec, stats: SourceStats) -> Normaliser:
-        """Return the normaliser of a source."""
-        span = np.where(stats.range > 0, stats.range, 1).astype(np.float32)
-        return cls(spec, stats.minimum.astype(np.float32), span)
+        """Return the normaliser of a source.
+
+        Raises:
+            ArchiveError: a channel's values or their range are beyond float32.
+        """
+        largest = max(-stats.minimum.min(), stats.maximum.max(), stats.range.max())
+        if largest > np.finfo(np.float32).max:
+            raise ArchiveError(f"values or their range reach {largest:.3g}, beyond float32; scale the features first")
+        return cls(spec, stats.minimum.astype(np.float32), stats.range.astype(np.float32))
 
     def to_bytes(self) -> bytes:
         """Return the two vectors as bytes, 8 a channel."""
@@ -65,7 +73,7 @@ class Normaliser:
     def scale(self, grids: Tensor) -> Tensor:
         """Scale grids (n, C, H, W) to [0, 1], on their device."""
         low, span = self._vectors(grids)
-        return (grids - low) / span
+        return (grids - low) / torch.where(span > 0, span, 1)
 
     def unscale(self, grids: Tensor) -> Tensor:
         """Undo `scale`."""
