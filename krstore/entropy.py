@@ -32,6 +32,7 @@ Integers = NDArray[np.int32]
 
 MAX_SYMBOLS = 1 << 16
 _MAX_COUNT = (1 << 16) - 1
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,14 @@ def decode_runs(data: bytes, sizes: Sequence[int], tables: Sequence[Table]) -> l
     """
     try:
         coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4").astype(np.uint32))
-        return [
-            np.asarray(coder.decode(table.model, size), np.int32) + table.low
-            for size, table in zip(sizes, tables, strict=True)
-        ]
+        runs = [np.empty(size, np.int32) for size in sizes]
+        for run, table in zip(runs, tables, strict=True):
+            model = table.model
+            for start in range(0, len(run), _PIECE):  # the coder would abort the process if it got no memory
+                piece = run[start : start + _PIECE]
+                piece[:] = coder.decode(model, len(piece))
+                piece += table.low
+        return runs
     except ValueError as error:
         raise CorruptStoreError(f"an entropy-coded stream of {len(data)} bytes is malformed: {error}") from error
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
 from krstore.config import CodecConfig
 from krstore.dtypes import cast, numpy_dtype
-from krstore.errors import CorruptStoreError, MissingExtraError, TargetUnreachableError, UsageError
+from krstore.errors import ArchiveError, CorruptStoreError, MissingExtraError, TargetUnreachableError, UsageError
 from krstore.progress import Progress
 from krstore.source import Array, Ids, Source, SourceSpec, chunks, from_channels_first, to_channels_first
 from krstore.store.blocks import BlockReader, samples_per_block
@@ -30,6 +30,8 @@ __all__ = ["PQ", "PQConfig", "PQSetting"]
 
 SETTING, CODEBOOKS, ROTATION, CODES = "network/setting", "network/codebooks", "network/rotation", "latent/codes"
 MAX_BITS = 12
+LARGEST = 1e15
+MEMBER_BYTES = 210  # that a payload member costs in the file's header and directory
 
 
 class PQConfig(CodecConfig, frozen=True, kw_only=True):
@@ -84,8 +86,15 @@ class PQ(Codec[PQConfig, FittedPQ]):
             raise UsageError(f"subvectors={self.config.subvectors} does not divide the {spec.channels} channels")
 
     def fit(self, source: Source, context: FitContext) -> FittedPQ:
-        """Draw the vectors to train on, and keep the settings that the budget allows."""
+        """Draw the vectors to train on, and keep the settings that the budget allows.
+
+        Raises:
+            ArchiveError: values so large that faiss, which squares them as float32, would overflow.
+        """
         _faiss()
+        largest = max(-context.stats.minimum.min(), context.stats.maximum.max())
+        if largest > LARGEST:
+            raise ArchiveError(f"values reach {largest:.3g}; pq takes at most {LARGEST:g}: scale the features first")
         settings = self.settings(source.spec)
         if context.budget is not None:
             allowed = [s for s in settings if payload_bytes(source.spec, s, self.config.opq) <= context.budget]
@@ -227,8 +236,9 @@ def payload_bytes(spec: SourceSpec, setting: PQSetting, opq: bool) -> int:
     codes = blocks * -(-size * bits // 8) + -(-last * bits // 8)
     books = 4 * (spec.channels << setting.bits)
     index = 9 + (blocks + bool(last)) * (4 + (2 if -(-size * bits // 8) < 1 << 16 else 4))
-    members = 4 * 100 + 4 * spec.channels**2 * opq
-    return codes + books + index + members + len(msgspec.json.encode(setting))
+    rotation = 4 * spec.channels**2 * opq
+    members = (4 + opq) * MEMBER_BYTES
+    return codes + books + rotation + index + members + len(msgspec.json.encode(setting))
 
 
 def _sample_code_bytes(spec: SourceSpec, setting: PQSetting) -> float:

@@ -12,7 +12,7 @@ from krstore.progress import SILENT, Progress
 from krstore.source import Array, Ids, Source, SourceStats, class_indices, to_channels_first
 from krstore.store.header import Quality
 
-__all__ = ["measure"]
+__all__ = ["measure", "round_figure"]
 
 
 def measure(
@@ -58,9 +58,14 @@ def measure(
         psnr=10 * math.log10(span**2 / mse) if mse > 0 and span > 0 else None,
         max_abs=max_abs,
         cosine=float(cosine.mean()),
-        per_class=tuple(float(squared[ids].mean() / spec.elements) for ids in class_indices(labels).values()),
+        per_class=tuple(round_figure(squared[ids].mean() / spec.elements) for ids in class_indices(labels).values()),
         coverage_mse=None if kept is None else _coverage(source, decode, kept),
     )
+
+
+def round_figure(value: float) -> float:
+    """Round to seven significant digits: with a figure a class, digits weigh in a file of many classes."""
+    return float(f"{value:.6e}")
 
 
 def _channels(values: Array, channel_axis: int | None) -> NDArray[np.float64]:
