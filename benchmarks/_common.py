@@ -1,0 +1,171 @@
+"""What the benchmarks share: their command line, data, timing, child processes and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import krstore
+from benchmarks import tables
+from krstore.source import Source, scan
+from krstore.testing import example_source
+
+__all__ = ["KRSTORE", "Child", "Run", "archive_facts", "child", "main", "medians", "seconds"]
+
+KRSTORE = str(Path(sys.executable).with_name("krstore"))
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("krstore", "numpy", "torch", "zstandard", "h5py", "hdf5plugin", "faiss-cpu")
+
+# A process of a few megabytes that starts the measured one: the peak that the kernel reports for a child includes
+# what its parent held when it forked.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+began = time.monotonic()
+running = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+said = running.stderr.read()
+_, status, usage = os.wait4(running.pid, 0)
+print(json.dumps({
+    "code": os.waitstatus_to_exitcode(status),
+    "error": said.decode(errors="replace")[-2000:],
+    "seconds": time.monotonic() - began,
+    "cpu_seconds": usage.ru_utime + usage.ru_stime,
+    "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+}))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a benchmark.
+
+    Attributes:
+        tiny: only show that the benchmark works, on example data, in seconds.
+        folder: for temporary files; emptied afterwards.
+        data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
+    """
+
+    tiny: bool
+    folder: Path
+    data: Path | None
+
+    def source(self) -> Source:
+        """Return the archive to measure on: the given one, or example data when tiny."""
+        if self.tiny:
+            return example_source(samples=200, shape=(8, 8, 8))
+        if self.data is None:
+            raise SystemExit("name a feature archive with --data or KRSTORE_DATA (or try --size tiny)")
+        return krstore.open_archive(self.data / "features.h5" if self.data.is_dir() else self.data)
+
+
+@dataclass(frozen=True)
+class Child:
+    """How a child process went: wall and processor seconds, and peak resident bytes (mapped pages included)."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def child(*arguments: object) -> Child:
+    """Run a process to its end.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, "-S", "-c", LAUNCHER, *map(str, arguments)]
+    facts = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    if facts["code"] != 0:
+        raise RuntimeError(f"{' '.join(map(str, arguments))} ended with {facts['code']}: {facts['error']}")
+    return Child(facts["seconds"], facts["cpu_seconds"], facts["peak_bytes"])
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return the wall seconds that an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each action, after one untimed round.
+
+    The actions take turns, so that a noisy spell of the machine falls on all of them.
+    """
+    for action in actions.values():
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeats):
+        for name, action in actions.items():
+            times[name].append(seconds(action))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def archive_facts(source: Source) -> dict[str, Any]:
+    """Return which archive was measured on: its hash, shape and bytes, not where it lies."""
+    spec = source.spec
+    return {
+        "sha256": scan(source).sha256,
+        "shape": [spec.samples, *spec.shape],
+        "dtype": spec.dtype,
+        "bytes": spec.bytes,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    return {
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def main(name: str, description: str | None, measure: Callable[[Run], dict[str, Any]]) -> None:
+    """Run a benchmark from the command line: measure, write the JSON, print the table."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    default = os.environ.get("KRSTORE_DATA")
+    parser.add_argument(
+        "--data", type=Path, default=default and Path(default),
+        help="a feature archive, or a folder with a features.h5 (KRSTORE_DATA)",
+    )  # fmt: skip
+    parser.add_argument("--size", choices=["tiny", "full"], default="full")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.json")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
+        results = measure(Run(given.size == "tiny", Path(folder), given.data))
+    document = {"benchmark": name, "size": given.size, "machine": machine(), **results}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(tables.TABLES[name](document))
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

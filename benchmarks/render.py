@@ -1,0 +1,49 @@
+"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from benchmarks.tables import TABLES
+
+__all__ = ["rendered"]
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+
+
+def rendered(page: str, results: Path) -> str:
+    """Return the page with what stands between its markers made anew.
+
+    A marked place stays empty while its JSON is missing.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        path = results / f"{match['name']}.json"
+        body = TABLES[match["name"]](json.loads(path.read_text())) + "\n" if path.exists() else ""
+        return f"{match['begin']}{body}{match['end']}"
+
+    pattern = r"(?P<begin><!-- begin (?P<name>\w+) -->\n).*?(?P<end><!-- end (?P=name) -->)"
+    return re.sub(pattern, fill, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Write the page, or only say whether it is up to date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is not up to date")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of JSON")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args()
+    old = given.page.read_text()
+    new = rendered(old, given.results)
+    if given.check and new != old:
+        raise SystemExit(f"{given.page} is not what its JSON says; run python -m benchmarks.render")
+    if not given.check:
+        given.page.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

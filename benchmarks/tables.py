@@ -1,0 +1,141 @@
+"""The Markdown of every benchmark's JSON: a table, and sentences whose numbers come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+__all__ = ["TABLES", "table"]
+
+Document = dict[str, Any]
+_SPEEDS = {
+    "encode": "write quicker than raw",
+    "decode": "read quicker",
+    "decode_one_core": "read quicker on one core",
+}
+CHUNKS = {None: "", "default": "h5py's choosing", "samples": "whole samples"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; the first column is text, the others are numbers."""
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
+
+
+def lossless(document: Document) -> str:
+    """Size and speed of raw and of HDF5 filters, raw's standing in words."""
+    rows = document["rows"]
+    raw, others = rows[0], rows[1:]
+    zstd = [row for row in others if row["name"].startswith("zstd")]
+    best = min(others, key=lambda row: row["bytes"])
+    head = [
+        "", "chunks", "bytes", "ratio", "write s", "read s", "read s, one core", "raw reads x as fast", "one core",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["name"], CHUNKS[row["chunks"]], f"{row['bytes']:,}", f"{row['ratio']:.3f}", f"{row['encode']:.1f}",
+            f"{row['decode']:.3f}", f"{row['decode_one_core']:.3f}",
+            f"{row['decode'] / raw['decode']:.2f}", f"{row['decode_one_core'] / raw['decode_one_core']:.2f}",
+        ]
+        for row in [raw, *sorted(others, key=lambda row: int(row["bytes"]))]
+    ]  # fmt: skip
+    smallest = min(zstd, key=lambda row: row["bytes"])
+    fastest = min(zstd, key=lambda row: row["decode"])
+    said = [
+        f"{_archive(document)} raw's file is {1 - raw['bytes'] / best['bytes']:.1%} smaller than the smallest of the "
+        f"others ({_name(best)}). Reading, it is {_times(smallest, raw, 'decode')} times as fast as h5py with the "
+        f"smallest of the zstd files ({_name(smallest)}; {_times(smallest, raw, 'decode_one_core')} on one core), and "
+        f"{_times(fastest, raw, 'decode')} times as fast as with the fastest of them ({_name(fastest)}; "
+        f"{_times(fastest, raw, 'decode_one_core')} on one core).",
+        *(_behind(others, raw, key, verb) for key, verb in _SPEEDS.items()),
+    ]
+    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{_footer(document)}"
+
+
+def memory(document: Document) -> str:
+    """Peak resident memory of the commands."""
+    cells = [
+        [row["name"], f"{row['peak_bytes'] / 1e6:,.0f}", f"{row['seconds']:,.0f}", f"`{row['command']}`"]
+        for row in document["rows"]
+    ]
+    worst = max(row["peak_bytes"] for row in document["rows"])
+    said = (
+        f"{_archive(document)} The most is {worst / 1e6:,.0f} MB, {worst / document['archive']['bytes']:.1%} of the "
+        f"archive; the limit is {document['limit_bytes'] / 1e6:,.0f} MB."
+    )
+    return f"{table(['', 'peak MB', 's', 'command'], cells)}\n\n{said}\n\n{_footer(document)}"
+
+
+def random_access(document: Document) -> str:
+    """Reading a few samples against reading all."""
+    few = document["picked"]
+    head = [
+        "", "ratio", "all, s", f"{few}, s", "share", "limit", "newly opened: all, s", f"{few}, s", "samples/s",
+        "multiplications a sample",
+    ]  # fmt: skip
+    cells = [
+        [
+            row["codec"], f"{row['ratio']:.1f}", f"{row['all']:.3f}", f"{row['some']:.4f}", f"{row['share']:.1%}",
+            f"{row['limit']:.0%}", f"{row['fresh_all']:.3f}", f"{row['fresh_some']:.3f}",
+            f"{row['samples_per_second']:,.0f}",
+            "" if row["multiplications"] is None else f"{row['multiplications'] / 1e6:,.2f} M",
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    return f"{table(head, cells)}\n\n{_archive(document)}\n\n{_footer(document)}"
+
+
+def startup(document: Document) -> str:
+    """Starting the command line."""
+    cells = [
+        [
+            f"`{row['command']}`", f"{row['seconds']:.3f}", f"{row['slowest']:.3f}", f"{row['cpu_seconds']:.3f}",
+            f"{row['limit']}", f"{row['peak_bytes'] / 1e6:.0f}",
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = ["", "s", "slowest", "processor s", "limit", "peak MB"]
+    return f"{table(head, cells)}\n\nMedian of {document['repeats']} processes.\n\n{_footer(document)}"
+
+
+TABLES: dict[str, Callable[[Document], str]] = {
+    "lossless": lossless,
+    "memory": memory,
+    "random_access": random_access,
+    "startup": startup,
+}
+
+
+def _archive(document: Document) -> str:
+    facts = document["archive"]
+    shape = " x ".join(f"{n:,}" for n in facts["shape"])
+    return f"Archive: {shape} {facts['dtype']}, {facts['bytes']:,} bytes."
+
+
+def _footer(document: Document) -> str:
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
+    processor = machine["processor"] or machine["system"]
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+    return f"<sub>{processor}, {cores}{threads}; Python {machine['python']}, {versions}.</sub>"
+
+
+def _name(row: Document) -> str:
+    return f"{row['name']}, chunks of {CHUNKS[row['chunks']]}"
+
+
+def _times(row: Document, raw: Document, key: str) -> str:
+    return f"{row[key] / raw[key]:.2f}"
+
+
+def _behind(rows: Sequence[Document], raw: Document, key: str, verb: str) -> str:
+    """Say how many are quicker than raw, and by how much the quickest."""
+    quicker = [row for row in rows if row[key] < raw[key]]
+    if not quicker:
+        return f"None of the others {verb}."
+    quickest = min(quicker, key=lambda row: float(row[key]))
+    return (
+        f"{len(quicker)} of the {len(rows)} others {verb}, the quickest ({_name(quickest)}) "
+        f"{raw[key] / quickest[key]:.1f} times as fast."
+    )

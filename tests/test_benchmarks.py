@@ -1,0 +1,102 @@
+"""The benchmarks run, on a tiny scale, and docs/results.md says what their JSON says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def benchmark(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KRSTORE_")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", f"benchmarks.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def tiny(name: str, folder: Path) -> Any:
+    ran = benchmark(name, "--size", "tiny", "-o", folder / f"{name}.json")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("| ")
+    document = json.loads((folder / f"{name}.json").read_text())
+    assert (document["benchmark"], document["size"]) == (name, "tiny")
+    assert str(folder) not in json.dumps(document)
+    return document
+
+
+def published(name: str) -> Any:
+    document = json.loads((RESULTS / f"{name}.json").read_text())
+    assert document["size"] == "full"
+    return document
+
+
+def test_lossless(tmp_path: Path) -> None:
+    pytest.importorskip("hdf5plugin")
+    document = tiny("lossless", tmp_path)
+    assert [row["name"] for row in document["rows"]].count("zstd 19, shuffle") == 2
+    raw, *others = document["rows"]
+    assert raw["name"] == "raw"
+    assert raw["bytes"] < min(row["bytes"] for row in others)
+    for row in document["rows"]:
+        assert row["ratio"] == document["archive"]["bytes"] / row["bytes"]
+
+
+def test_memory(tmp_path: Path) -> None:
+    document = tiny("memory", tmp_path)
+    assert [row["name"] for row in document["rows"]] == ["krnet encode", "krnet decode"]
+    for row in document["rows"]:
+        assert 50e6 < row["peak_bytes"] < document["limit_bytes"]
+
+
+def test_random_access(tmp_path: Path) -> None:
+    raw, krnet = tiny("random_access", tmp_path)["rows"]
+    assert (raw["codec"], raw["multiplications"]) == ("raw", None)
+    assert krnet["multiplications"] > 10_000
+    assert 0 < raw["some"] < raw["all"]
+
+
+def test_startup(tmp_path: Path) -> None:
+    rows = tiny("startup", tmp_path)["rows"]
+    assert {row["command"] for row in rows} >= {"krstore --help", "krstore info"}
+    assert all(0 < row["seconds"] <= row["slowest"] for row in rows)
+
+
+def test_a_full_run_needs_data(tmp_path: Path) -> None:
+    ran = benchmark("lossless", "-o", tmp_path / "lossless.json")
+    assert ran.returncode != 0
+    assert "--data" in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_results_is_up_to_date(tmp_path: Path) -> None:
+    ran = benchmark("render", "--check")
+    assert ran.returncode == 0, ran.stderr
+    page = tmp_path / "results.md"
+    page.write_text((ROOT / "docs" / "results.md").read_text().replace("| ---", "| -"))
+    assert benchmark("render", "--check", "--page", page).returncode != 0
+    assert benchmark("render", "--page", page).returncode == 0
+    assert page.read_text() == (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_published_results_keep_the_promises() -> None:
+    raw, *others = published("lossless")["rows"]
+    assert raw["bytes"] <= min(row["bytes"] for row in others)
+    zstd = min((row for row in others if row["name"].startswith("zstd")), key=lambda row: row["bytes"])
+    assert raw["decode"] <= zstd["decode"] / 0.8
+    memory = published("memory")
+    assert memory["archive"]["bytes"] > 4e9
+    assert max(row["peak_bytes"] for row in memory["rows"]) < 1.5e9
+    assert all(row["share"] <= row["limit"] for row in published("random_access")["rows"])
+    assert all(row["seconds"] < row["limit"] for row in published("startup")["rows"])
