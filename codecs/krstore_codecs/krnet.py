@@ -12,6 +12,7 @@ own. The presets ``paper-cifar`` and ``paper-imagenet`` are the paper's own netw
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -167,7 +168,9 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         context.progress.note(
             f"krnet: {sizes.groups} groups of {sizes.group_size}, {describe_network(network, sizes.decoder)}"
         )
-        task_model = context.task_model.to(context.device) if context.task_model is not None else None
+        task_model = copy.deepcopy(context.task_model)  # the caller's own keeps its mode, gradients and device
+        if task_model is not None:
+            task_model.eval().requires_grad_(False).to(context.device)
 
         def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
             picked = ids.to(context.device)

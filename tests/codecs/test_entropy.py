@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -168,12 +169,10 @@ def test_any_bytes_are_tables_or_an_error(data: st.DataObject) -> None:
         good = good[: data.draw(st.integers(0, len(good) - 1))]
     else:
         good = bytearray(data.draw(st.binary(max_size=64)))
-    try:
+    tables = []
+    with contextlib.suppress(CorruptStoreError):
         tables = unpack_tables(bytes(good))
-    except CorruptStoreError as error:
-        assert "malformed" in str(error)
-    else:
-        assert all(1 <= len(table.counts) <= MAX_SYMBOLS and table.counts.any() for table in tables)
+    assert all(1 <= len(table.counts) <= MAX_SYMBOLS and table.counts.any() for table in tables)
 
 
 def tables_of(lows: list[int], sizes: list[int], counts: list[int], *, count: int | None = None) -> bytes:
@@ -221,8 +220,7 @@ def test_any_bytes_are_a_stream_or_an_error(data: st.DataObject) -> None:
         bad = bytearray(data.draw(st.binary(max_size=64)))
     try:
         decoded = decode_runs(bytes(bad), sized(runs), tables)
-    except CorruptStoreError as error:
-        assert "malformed" in str(error)
+    except CorruptStoreError:
         return
     for found, run, table in zip(decoded, runs, tables, strict=True):
         assert found.shape == run.shape

@@ -1,0 +1,37 @@
+"""Every registered codec keeps the contract. A new one needs a line in SETTINGS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import krstore
+from krstore.testing import check_codec
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "autoencoder": {"iterations": 12},
+    "krnet": {"iterations": 12},
+    "pq": {"iterations": 4, "train_points": 16},
+}
+EXTRAS = {"pq": "faiss"}
+
+
+@pytest.mark.parametrize("name", krstore.codec_names())
+def test_conforms(name: str, tmp_path: Path) -> None:
+    assert name in SETTINGS, f"codec {name!r} is registered, but nobody said how to test it"
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
+    check_codec(name, tmp_path, settings=SETTINGS[name])
+
+
+def test_every_tested_codec_is_registered() -> None:
+    assert set(SETTINGS) <= set(krstore.codec_names())
+
+
+def test_a_fake_third_partys_codecs_conform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "fake_codec"))
+    assert {"uniform", "first"} <= set(krstore.codec_names())
+    check_codec("uniform", tmp_path)
