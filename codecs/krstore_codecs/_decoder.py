@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected", "Geometry"]
+__all__ = ["DecoderSizes", "FeatureDecoder", "FeatureEncoder", "FullyConnected", "Geometry", "Standardise"]
 
 SLOPE = 1e-4
 GROUPS = 2
@@ -148,6 +148,19 @@ class FeatureDecoder(nn.Module):
         return torch.as_tensor(self.head(self.after(self.deconvolution(self.before(x)))))
 
 
+class Standardise(nn.BatchNorm1d):
+    """Gives latents (n, width) zero mean and unit variance over the batch; one sample alone, over those before it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, affine=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Standardise latents."""
+        if len(latents) == 1:
+            return F.batch_norm(latents, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(latents)
+
+
 class FeatureEncoder(nn.Module):
     """The decoder's mirror: features (n, C, H, W) to latents (n, width), standardised over the batch."""
 
@@ -162,7 +175,7 @@ class FeatureEncoder(nn.Module):
             nn.Flatten(),
             FullyConnected(sizes.c0 * geometry.start_positions, sizes.d0),
             nn.Linear(sizes.d0, sizes.width),
-            nn.BatchNorm1d(sizes.width, affine=False),
+            Standardise(sizes.width),
         )
 
     def forward(self, features: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krstore_codecs._decoder import DecoderSizes, Geometry
+from krstore_codecs._decoder import DecoderSizes, Geometry, Standardise
 
 __all__ = ["ResidualDecoder", "ResidualEncoder"]
 
@@ -91,7 +91,7 @@ class ResidualEncoder(nn.Module):
             nn.Flatten(),
             *wide,
             nn.Linear(sizes.d0 or inputs, sizes.width),
-            nn.BatchNorm1d(sizes.width, affine=False),
+            Standardise(sizes.width),
         )
 
     def forward(self, features: Tensor) -> Tensor:

@@ -178,13 +178,15 @@ class Trainer:
                 self.optimizer.step()
                 iteration += 1
                 planned = self.iterations
-                if iteration % 10 == 0:
+                if iteration % 10 == 0 or iteration == planned:
                     self._watch(iteration, float(error.detach()))
-                    task.advance(10 + planned - self.iterations, loss=float(error.detach()))
+                    task.advance((iteration % 10 or 10) + planned - self.iterations, loss=float(error.detach()))
                 if iteration >= self.iterations:
                     break
                 if self.context.checkpoint.due():
                     self._save(iteration)
+        if self.quantiser is not None and not self.quantiser.enabled:  # too short a schedule for any step of it
+            self.quantiser.set_bytes(self.network_bytes)
         self.network.eval()
 
     def _affordable(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from krstore.entropy import Integers, Table, decode_runs, encode_runs, entropy_bytes, pack_tables, unpack_tables
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, KrstoreError
 
 __all__ = ["FakeQuantise", "WeightQuantiser", "matrices", "pack_weights", "plain_state", "unpack_weights"]
 
@@ -149,8 +149,14 @@ class WeightQuantiser:
         }
 
     def set_bytes(self, target: int) -> None:
-        """Set the steps so that the packed network takes about `target` bytes."""
+        """Set the steps so that the packed network takes about `target` bytes.
+
+        Raises:
+            KrstoreError: a weight is not finite.
+        """
         state = {name: value.cpu().numpy() for name, value in plain_state(self._network).items()}
+        if not all(np.isfinite(value).all() for value in state.values()):
+            raise KrstoreError("the fit diverged: a weight is not finite; try a smaller --set learning_rate=")
         fixed = sum(2 * value.size for name, value in state.items() if name not in self.names) + 64
         sizes = {name: float(np.sqrt(np.square(state[name], dtype=np.float64).mean())) or 1.0 for name in self.names}
         if self._fine:

@@ -30,7 +30,7 @@ from krstore_codecs._decoder import DecoderSizes, FullyConnected
 from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Positive, Trainer
+from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["BatchedIdEmbedding", "Groups", "KRNet", "KRNetConfig", "KRNetModule"]
@@ -44,7 +44,8 @@ class KRNetConfig(DecoderConfig, frozen=True, kw_only=True):
     """Options of krnet; sizes that are none are chosen for the byte target."""
 
     group_size: Annotated[
-        Positive | None, msgspec.Meta(description="H: samples a group, and length of its vectors")
+        Annotated[int, msgspec.Meta(ge=2)] | None,
+        msgspec.Meta(description="H: samples a group, and length of its vectors"),
     ] = None
     gamma: Annotated[float, msgspec.Meta(ge=0, description="weight of Eq. 3's second term, with --task-model")] = 1e-3
 
