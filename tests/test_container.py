@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from krstore.errors import CorruptStoreError, KrstoreError, UsageError
-from krstore.store import container
-from krstore.store.container import MAX_HEADER_BYTES, MAX_MEMBERS, Container, ContainerWriter
+from krstore.store import layout
+from krstore.store.container import Container
+from krstore.store.container_writer import ContainerWriter
+from krstore.store.layout import MAX_HEADER_BYTES, MAX_MEMBERS
 
 MEMBERS = {
     "payload/latent/samples": bytes(range(256)) * 40,
@@ -87,7 +89,7 @@ def test_abandoned_writer_leaves_no_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [40, 300, 11_500])
 def test_offsets_beyond_a_lowered_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """The 64-bit records, at a size that tests can afford; zipfile reads them at the real limit, below."""
-    monkeypatch.setattr(container, "_MAX32", limit)
+    monkeypatch.setattr(layout, "MAX32", limit)
     path = write(tmp_path / "x.krs")
     assert b"PK\6\6" in path.read_bytes()
     opened = Container(path)

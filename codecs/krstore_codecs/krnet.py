@@ -254,7 +254,7 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
     Raises:
         TargetUnreachableError: the smallest network does not fit.
     """
-    size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 4)))))
+    size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 2.5)))))
     groups = Groups.of(labels, spec.samples, size).count
 
     def sizes(d0: int) -> KRNetSizes:

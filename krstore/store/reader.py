@@ -16,8 +16,9 @@ import zstandard
 from krstore.errors import CorruptStoreError, KrstoreError, UsageError
 from krstore.source import Array, Ids, SourceSpec
 from krstore.store.columns import unpack_column
-from krstore.store.container import HEADER, Container
+from krstore.store.container import Container
 from krstore.store.header import Header, Quality, decode_header
+from krstore.store.layout import HEADER
 
 if TYPE_CHECKING:
     import torch

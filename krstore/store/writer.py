@@ -21,9 +21,9 @@ from krstore.registry import get_codec
 from krstore.source import Ids, Source, SourceStats, scan
 from krstore.store.blocks import block_index
 from krstore.store.columns import pack_column
-from krstore.store.container import ContainerWriter
+from krstore.store.container_writer import ContainerWriter
 from krstore.store.header import FORMAT_VERSION, Header, MemberInfo, Quality, SourceInfo, encode_header
-from krstore.store.quality import measure
+from krstore.store.quality import measure, round_figure
 from krstore.store.rate import DEFAULT_RATIO, Target, make_target, search
 from krstore.store.reader import PAYLOAD, Store
 
@@ -248,7 +248,7 @@ class _Encoder:
             mse=next(digits), mse_normalised=next(digits), nmse=next(digits), psnr=next(digits),
             max_abs=next(digits), cosine=next(digits),
             coverage_mse=next(digits) if self.codec.kind is Kind.EXEMPLAR else None,
-            per_class=tuple(round(next(digits), 12) for _ in range(self.classes or 0)),
+            per_class=tuple(round_figure(next(digits)) for _ in range(self.classes or 0)),
         )  # fmt: skip
 
     def _header(self, quality: Quality) -> bytes:
