@@ -53,21 +53,24 @@ class Checkpoint:
         """Return the kept (tensors, values), or `None` when there are none or resuming was not asked for.
 
         Raises:
-            UsageError: the file belongs to another fit.
+            UsageError: the file belongs to another fit, or is none.
         """
         if self.path is None or not self._resume or not self.path.exists():
             return None
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(self.path, "pt") as file:
-            metadata = file.metadata()
-            if metadata.get("fingerprint") != self.fingerprint:
-                raise UsageError(
-                    f"{self.path} is the checkpoint of another fit (other data, options, target or seed); "
-                    "give the same options again, or leave out --resume to begin anew"
-                )
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata["values"])
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{self.path} is no checkpoint ({error}); leave out --resume to begin anew") from error
+        if metadata.get("fingerprint") != self.fingerprint:
+            raise UsageError(
+                f"{self.path} is the checkpoint of another fit (other data, options, target or seed); "
+                "give the same options again, or leave out --resume to begin anew"
+            )
+        return tensors, json.loads(metadata["values"])
 
     def discard(self) -> None:
         """Remove the file: the fit is finished."""

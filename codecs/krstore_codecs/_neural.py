@@ -88,20 +88,19 @@ def unpack_network(
     """Build a network and fill it from payload members.
 
     Args:
-        build: makes the module; called on the meta device first, so that absurd sizes cost nothing.
+        build: makes the module; on the meta device, so that absurd sizes cost nothing and nothing is initialised.
         members: the payload member of each prefix of parameter names; the longest prefix that fits counts.
     """
     with torch.device("meta"):
-        outline = build()
-    shapes = {name: tuple(value.shape) for name, value in plain_state(outline).items()}
+        network = build()
+    shapes = {name: tuple(value.shape) for name, value in plain_state(network).items()}
     stored = sum(payload.size(member) for member in members.values())
     if sum(math.prod(shape) for shape in shapes.values()) > 64 * stored + (1 << 16):
         raise CorruptStoreError(f"a network of {shapes} cannot come from {stored} bytes")
-    network = build()
     arrays: dict[str, Array] = {}
     for prefix, member in members.items():
         others = [p for p in members if p.startswith(prefix) and p != prefix]
         own = {n: s for n, s in shapes.items() if n.startswith(prefix) and not n.startswith(tuple(others))}
         arrays |= unpack_weights(payload.read(member), own, matrices(own) if quantised else None)
-    network.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in shapes})
+    network.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in shapes}, assign=True)
     return network.eval().to(device)
