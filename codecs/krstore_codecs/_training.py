@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
@@ -162,17 +163,17 @@ class Trainer:
         """
         start = self._resume()
         cuda = self.context.device.startswith("cuda")
-        bfloat16 = self.config.precision == "bfloat16" or (self.config.precision == "auto" and cuda)
-        forward = torch.compile(self.loss) if cuda and self.config.compile else self.loss
-        device_type = self.context.device.partition(":")[0]
+        if cuda and self.config.compile:
+            for module in self.network.children() if isinstance(self.network, nn.ModuleDict) else [self.network]:
+                module.compile()
         self.network.train()
         iteration = start
-        with self.context.progress.task("fit", self.iterations, "iterations") as task:
+        with self._arithmetic() as autocast, self.context.progress.task("fit", self.iterations, "iterations") as task:
             task.advance(start)
             for ids, grids in self.batches.batches(skip=start):
                 self._schedule(iteration)
-                with torch.autocast(device_type, torch.bfloat16, enabled=bfloat16):
-                    loss, error = forward(ids, grids, iteration)
+                with autocast:
+                    loss, error = self.loss(ids, grids, iteration)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
@@ -188,6 +189,19 @@ class Trainer:
         if self.quantiser is not None and not self.quantiser.enabled:  # too short a schedule for any step of it
             self.quantiser.set_bytes(self.network_bytes)
         self.network.eval()
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[torch.autocast]:
+        """Yield the autocast of training; matrix products in float32 may use TF32 as long as it lasts."""
+        precision, kind = self.config.precision, self.context.device.partition(":")[0]
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if precision == "auto" else "highest")
+        try:
+            yield torch.autocast(
+                kind, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and kind == "cuda")
+            )
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def _affordable(self) -> int:
         """Return the iterations that a CPU, or a GPU, does in some minutes; counted in operations, not in time."""
