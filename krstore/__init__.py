@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from krstore.archives import open_archive, write_archive
     from krstore.codec import Codec, Decoder, Kind
-    from krstore.compare import compare
+    from krstore.comparison import compare
     from krstore.errors import KrstoreError
     from krstore.extraction import extract
     from krstore.registry import codec_names, get_codec
@@ -55,7 +55,7 @@ _HOMES = {
     "Replay": "krstore.replay",
     "Store": "krstore.store.reader",
     "codec_names": "krstore.registry",
-    "compare": "krstore.compare",
+    "compare": "krstore.comparison",
     "decode": "krstore.store.export",
     "encode": "krstore.store.writer",
     "extract": "krstore.extraction",

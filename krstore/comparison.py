@@ -1,0 +1,327 @@
+"""Comparing codecs: one archive through every codec at every ratio, into a folder of stores with a table of results.
+
+The folder holds the stores (``krnet-20.krs``), ``compare.json``, ``compare.csv`` and ``rate_distortion.png``. The JSON
+file is rewritten after every store, so that an interrupted comparison goes on where it was, and a later one with other
+codecs or ratios adds to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from krstore.archives import open_archive
+from krstore.config import CodecConfig, build_config
+from krstore.errors import OutputError, TargetUnreachableError, UsageError
+from krstore.files import atomic_write
+from krstore.plots import plot_rate_distortion, require_matplotlib
+from krstore.progress import SILENT, Progress
+from krstore.registry import get_codec
+from krstore.source import Source, scan
+from krstore.store.reader import Store
+from krstore.store.summary import summarise
+from krstore.store.writer import encode
+
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "Comparison", "compare"]
+
+SCHEMA_VERSION = 1
+JSON, CSV, PICTURE = "compare.json", "compare.csv", "rate_distortion.png"
+COLUMNS = (
+    "codec", "asked_ratio", "ratio", "source", "file", "network", "latent", "labels", "overhead", "mse",
+    "mse_normalised", "nmse", "psnr", "max_abs", "cosine", "seconds", "decode_seconds", "path", "error",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a folder of compared stores holds.
+
+    Attributes:
+        folder: where it lies.
+        source: the archive: ``sha256`` of its features and of its labels, ``samples``, ``shape``, ``dtype``, ``bytes``.
+        setup: what the results depend on beside it: versions of krstore and torch, device, CPUs, seed.
+        rows: one a store, by codec and ratio: its facts as `krstore.store.summary.summarise` returns them, with
+            ``settings`` (the codec's options as they were asked for), ``asked_ratio`` (`None` for lossless codecs),
+            ``seconds`` to encode, ``decode_seconds`` to decode all samples, and ``error``. A codec that could not
+            honour a ratio has a row of ``codec``, ``settings``, ``asked_ratio``, ``seconds`` and ``error`` alone.
+    """
+
+    folder: Path
+    source: Row
+    setup: Row
+    rows: list[Row]
+
+    @property
+    def failed(self) -> list[Row]:
+        """The rows of ratios that their codec could not reach."""
+        return [row for row in self.rows if row["error"] is not None]
+
+    @property
+    def picture(self) -> Path:
+        """The rate-distortion picture."""
+        return self.folder / PICTURE
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One codec at one ratio."""
+
+    codec: str
+    config: CodecConfig
+    ratio: float | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec}.krs" if self.ratio is None else f"{self.codec}-{self.ratio:g}.krs"
+
+    @property
+    def identity(self) -> Row:
+        return {"codec": self.codec, "settings": msgspec.to_builtins(self.config), "asked_ratio": self.ratio}
+
+    def is_of(self, row: Row) -> bool:
+        """Whether a row is this cell's, whatever its settings."""
+        return bool(row["codec"] == self.codec and row["asked_ratio"] == self.ratio)
+
+
+def compare(
+    source: Source | str | Path,
+    folder: str | Path,
+    codecs: Sequence[str],
+    ratios: Sequence[float] = (10, 20, 40),
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Comparison:
+    """Encode a source with every codec at every ratio, and measure sizes, quality and times.
+
+    Args:
+        source: an archive's path, or any `Source`.
+        folder: where everything goes; created when it is missing.
+        codecs: names of registered codecs; lossless ones are encoded once.
+        ratios: bytes of the samples over bytes of the file, at least.
+        settings: options by codec's name.
+        device: where to compute.
+        seed: of everything random.
+        force: encode again what the folder has already, and replace a comparison of something else.
+        progress: shown how it goes.
+
+    Returns:
+        All that the folder holds now, results of earlier runs included.
+
+    Raises:
+        UsageError: an unknown codec or option, a ratio that is not positive, or settings of a codec not compared.
+        ArchiveError: the source cannot be read, or holds values that cannot be encoded.
+        OutputError: the folder holds a comparison of other data or options, or a file that is not of this one.
+        MissingExtraError: matplotlib, or what a codec needs, is not installed.
+    """
+    from krstore.tensors import resolve_device
+
+    require_matplotlib()
+    folder = Path(folder)
+    cells = _cells(codecs, ratios, settings or {})
+    source = source if not isinstance(source, str | Path) else open_archive(source)
+    for cell in cells:
+        get_codec(cell.codec)(cell.config).validate(source.spec)
+    device = resolve_device(device)
+    state = _Folder(folder, _identify(source, progress), _setup(device, seed), force)
+    todo = state.plan(cells)
+    with progress.task("compare", len(cells), "stores") as task:
+        task.advance(len(cells) - len(todo))
+        for cell in todo:
+            state.add(_run(cell, source, folder, device, seed, progress))
+            task.advance()
+    return state.finish()
+
+
+def _cells(codecs: Sequence[str], ratios: Sequence[float], settings: Mapping[str, Mapping[str, Any]]) -> list[_Cell]:
+    if not codecs:
+        raise UsageError("no codec to compare; name at least one")
+    bad = [ratio for ratio in ratios if not 0 < ratio < float("inf")]
+    if bad:
+        raise UsageError(f"ratio {bad[0]} is not a positive number")
+    strangers = sorted(set(settings) - set(codecs))
+    if strangers:
+        raise UsageError(f"settings of codec {strangers[0]!r}, which is not compared; compared: {', '.join(codecs)}")
+    cells = []
+    for name in dict.fromkeys(codecs):
+        codec = get_codec(name)
+        config = build_config(name, codec.Config, codec.presets, settings=settings.get(name))
+        if not codec.lossless and not ratios:
+            raise UsageError(f"codec {name} is lossy and needs at least one ratio")
+        targets: list[float | None] = [None] if codec.lossless else [float(r) for r in dict.fromkeys(ratios)]
+        cells += [_Cell(name, config, ratio) for ratio in targets]
+    return cells
+
+
+def _identify(source: Source, progress: Progress) -> Row:
+    spec, labels = source.spec, source.labels
+    return {
+        "sha256": scan(source, progress).sha256,
+        "labels_sha256": None if labels is None else hashlib.sha256(np.asarray(labels, "<i8").tobytes()).hexdigest(),
+        "samples": spec.samples,
+        "shape": list(spec.shape),
+        "dtype": spec.dtype,
+        "bytes": spec.bytes,
+        "attributes": dict(spec.attributes),
+    }
+
+
+def _setup(device: str, seed: int) -> Row:
+    return {
+        "krstore_version": version("krstore"),
+        "torch_version": version("torch"),
+        "device": device,
+        "cpus": os.cpu_count(),
+        "seed": seed,
+    }
+
+
+def _run(cell: _Cell, source: Source, folder: Path, device: str, seed: int, progress: Progress) -> Row:
+    began = time.perf_counter()
+    try:
+        store = encode(
+            source, folder / cell.name, cell.codec, ratio=cell.ratio, settings=msgspec.structs.asdict(cell.config),
+            device=device, seed=seed, force=True, progress=progress,
+        )  # fmt: skip
+    except TargetUnreachableError as error:
+        (folder / cell.name).unlink(missing_ok=True)  # an earlier store of this name is not what the row says
+        return {**cell.identity, "seconds": time.perf_counter() - began, "error": str(error)}
+    seconds = time.perf_counter() - began
+    with store:
+        facts = {**summarise(store), "path": cell.name}
+        times = {"seconds": seconds, "decode_seconds": _decode_seconds(store)}
+    return {**cell.identity, **facts, **times, "error": None}
+
+
+def _decode_seconds(store: Store, chunk_bytes: int = 16 << 20) -> float:
+    """Return how long decoding all samples in order takes: the median of three passes, or one when it is long."""
+    step = max(1, chunk_bytes // store.source.sample_bytes)
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < 5:
+        began = time.perf_counter()
+        for start in range(0, len(store), step):
+            store.decode(np.arange(start, min(start + step, len(store))))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+class _Folder:
+    """The results in a folder, as `compare.json` keeps them."""
+
+    def __init__(self, path: Path, source: Row, setup: Row, force: bool) -> None:
+        self.path, self.source, self.setup, self.force = path, source, setup, force
+        self.rows: list[Row] = []
+        self.unfinished: list[str] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {path}: {error.strerror}") from error
+
+    def plan(self, cells: Sequence[_Cell]) -> list[_Cell]:
+        """Return the cells to encode: those whose rows an earlier run has not left."""
+        kept = self._earlier()
+        if self.force:
+            kept = [row for row in kept if not any(cell.is_of(row) for cell in cells)]
+        else:
+            self._refuse_others(kept, cells)
+        self.rows = kept
+        todo = [cell for cell in cells if not any(cell.is_of(row) for row in kept)]
+        for cell in todo:
+            path = self.path / cell.name
+            if path.exists() and not self.force and cell.name not in self.unfinished:
+                raise OutputError(f"{path} exists, and no {JSON} tells of it; use --force (force=True), or another -o")
+        self.unfinished = [cell.name for cell in todo]
+        self._save()
+        return todo
+
+    def add(self, row: Row) -> None:
+        """Keep the row of a cell that is done."""
+        self.rows.append(row)
+        self.unfinished = self.unfinished[1:]
+        self._save()
+
+    def finish(self) -> Comparison:
+        """Write table and picture."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            flat = {**row, **row.get("bytes", {}), **row.get("quality", {})}
+            writer.writerow({name: flat.get(name) for name in COLUMNS})
+        self._write(CSV, table.getvalue())
+        plot_rate_distortion(self.rows, self.path / PICTURE)
+        return Comparison(self.path, self.source, self.setup, self.rows)
+
+    def _earlier(self) -> list[Row]:
+        """Return the rows of an earlier run on the same data and setup whose stores are still there."""
+        try:
+            state = json.loads((self.path / JSON).read_text(encoding="utf-8"))
+            told = {"source": state["source"], "setup": state["setup"]}
+            rows = [row for row in state["rows"] if self._intact(row)]
+            self.unfinished = list(state["unfinished"])
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            if self.force:
+                return []
+            raise OutputError(f"{self.path / JSON} is no comparison ({error!r}); use --force, or another -o") from error
+        now = json.loads(json.dumps({"source": self.source, "setup": self.setup}))
+        if told == now:
+            return rows
+        if self.force:
+            return []
+        differs = next(
+            f"{part}: {key} was {told[part].get(key)!r}, is {value!r}"
+            for part in now
+            for key, value in now[part].items()
+            if told[part].get(key) != value
+        )
+        raise OutputError(f"{self.path} holds another comparison ({differs}); use --force, or another -o")
+
+    def _intact(self, row: Row) -> bool:
+        """Whether the store that a row tells of is there; one that has gone is encoded again."""
+        if row["error"] is not None:
+            return True
+        path = self.path / row["path"]
+        return bool(path.is_file() and path.stat().st_size == row["bytes"]["file"])
+
+    def _refuse_others(self, rows: Sequence[Row], cells: Sequence[_Cell]) -> None:
+        """One codec has the same options in all of a folder, so that a line of the picture means one thing."""
+        for cell in cells:
+            for row in rows:
+                if row["codec"] == cell.codec and row["settings"] != cell.identity["settings"]:
+                    raise OutputError(
+                        f"{self.path} holds {cell.codec} with other options, {row['settings']}; "
+                        "use --force (force=True), or another -o"
+                    )
+
+    def _save(self) -> None:
+        order = {name: number for number, name in enumerate(dict.fromkeys(row["codec"] for row in self.rows))}
+        self.rows.sort(key=lambda row: (order[row["codec"]], row["asked_ratio"] or 0))
+        state = {
+            "schema_version": SCHEMA_VERSION, "source": self.source, "setup": self.setup,
+            "unfinished": self.unfinished, "rows": self.rows,
+        }  # fmt: skip
+        self._write(JSON, json.dumps(state, indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with atomic_write(self.path / name) as file:
+            file.write(text.encode())
