@@ -158,7 +158,7 @@ def chunks(source: Source, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[Ids
 
 def class_indices(labels: Ids | None) -> dict[int, Ids]:
     """Return the IDs of each class, ascending, by label; empty without labels."""
-    if labels is None:
+    if labels is None or not len(labels):
         return {}
     order = np.argsort(labels, kind="stable")
     values, starts = np.unique(labels[order], return_index=True)
