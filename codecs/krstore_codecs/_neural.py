@@ -52,7 +52,7 @@ class NeuralDecoder(Decoder):
     def decode_tensor(self, rows: Ids) -> Tensor:
         """Return samples (len(rows), *shape) on the device."""
         pieces = np.split(rows, range(DECODE_BATCH, len(rows), DECODE_BATCH))
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return torch.cat([self.normaliser.decode(self.grids(piece)) for piece in pieces])
 
 
