@@ -34,10 +34,13 @@ class DecoderConfig(NeuralConfig, frozen=True, kw_only=True):
         float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
     ] = 4.0
 
-    def decoder_sizes(self, spec: SourceSpec, *, width: int, d0: int, network_bytes: float) -> DecoderSizes:
+    def decoder_sizes(
+        self, spec: SourceSpec, *, width: int, d0: int, network_bytes: float, most_c0: int = 512
+    ) -> DecoderSizes:
         """Return a decoder's sizes for a source, with c0 to suit a network of so many bytes.
 
-        c0 grows slowly with the budget, because the deconvolution is where the operations are.
+        c0 grows slowly with the budget, because the deconvolution is where the operations are, up to the
+        features' channels in style residual, which begins with their principal components.
 
         Raises:
             UsageError: c1 contradicts the style.
@@ -45,11 +48,12 @@ class DecoderConfig(NeuralConfig, frozen=True, kw_only=True):
         channels, height, columns = grid_shape(spec)
         if self.style == "paper" and self.c1 not in (None, channels):
             raise UsageError(f"c1={self.c1}: in style paper it is the number of the features' channels, {channels}")
+        most = channels if self.style == "residual" else 512
         positions = -(-height // self.stride) * -(-columns // self.stride)
         affordable = network_bytes * 8 / self.weight_bits / positions
         return DecoderSizes(
             style=self.style, width=width, d0=self.d0 or d0,
-            c0=self.c0 or int(min(512, max(8, 8 * round(np.sqrt(affordable) / 32)))),
+            c0=self.c0 or int(min(most, max(8, 8 * round(np.sqrt(affordable) / 32)))),
             c1=self.c1 or channels, stride=self.stride, channels=channels, height=height, columns=columns,
         )  # fmt: skip
 

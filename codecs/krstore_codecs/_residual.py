@@ -4,8 +4,9 @@
       -> 2 residual blocks -> x + convolution(leaky ReLU(x)) -> features (n, C, H, W) in [0, 1]
 
 The stages, kernels and depthwise blocks are those of `krstore_codecs._decoder`; what differs is how they are joined.
-There are no norms, nothing on the trunk is rectified, and every residual branch starts at zero: the decoder starts
-linear in the output of its FC layers and learns at once, where the paper's needs tens of thousands of iterations.
+There are no norms, nothing on the trunk is rectified, and every residual branch starts at zero, so the decoder is
+linear in the input of its last FC layer at first, and that layer begins at the features' principal components. It
+learns at once, where the paper's needs tens of thousands of iterations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore_codecs._decoder import DecoderSizes, Geometry, Standardise
+from krstore_codecs._pca import Components
 
 __all__ = ["ResidualDecoder", "ResidualEncoder"]
 
@@ -46,6 +48,12 @@ def _dense(channels: int, geometry: Geometry) -> _Residual:
     return _Residual(nn.Identity(), nn.Conv2d(channels, channels, geometry.small, padding=geometry.small_padding))
 
 
+def _at_centre(kernel: Tensor, matrix: Tensor) -> None:
+    """Make a kernel (a, b, h, w) the matrix (a, b) at its middle, and zero elsewhere."""
+    kernel.zero_()
+    kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] = matrix
+
+
 class ResidualDecoder(nn.Module):
     """Embeddings (n, width) to features (n, C, H, W); `d0` of 0 leaves out the first FC layer."""
 
@@ -66,6 +74,24 @@ class ResidualDecoder(nn.Module):
             else nn.Conv2d(sizes.c1, sizes.channels, geometry.small, padding=geometry.small_padding)
         )
 
+    def begin_at(self, components: Components, share: float) -> None:
+        """Let the last FC layer's inputs stand for principal components, each scaled to `share` of its spread.
+
+        What the layer has inputs for beyond the components begins at zero. A decoder that changes the grid or the
+        channels is left as it is.
+        """
+        last, kernel, bias = self.fc[-1], self.deconvolution.weight, self.deconvolution.bias
+        assert isinstance(last, nn.Linear)
+        assert bias is not None
+        if self.deconvolution.stride != (1, 1) or kernel.shape[1] != len(components.mean):
+            return
+        with torch.no_grad():
+            _at_centre(kernel, components.channels)
+            bias.copy_(components.mean)
+            last.weight.zero_()
+            last.weight[:, : len(components.spread)] = components.directions.T * components.spread * share
+            last.bias.copy_(components.centre)
+
     def forward(self, e: Tensor) -> Tensor:
         """Decode embeddings."""
         x = self.fc(e).unflatten(1, self.start)
@@ -83,17 +109,28 @@ class ResidualEncoder(nn.Module):
             nn.init.dirac_(convolution.weight)
         inputs = sizes.c0 * geometry.start_positions
         wide = [nn.Linear(inputs, sizes.d0), nn.LeakyReLU(SLOPE)] if sizes.d0 else []
-        self.layers = nn.Sequential(
-            _dense(sizes.channels, geometry),
-            *(_block(sizes.channels, geometry) for _ in range(2)),
-            convolution,
-            *(_block(sizes.c0, geometry) for _ in range(4)),
-            nn.Flatten(),
-            *wide,
-            nn.Linear(sizes.d0 or inputs, sizes.width),
-            Standardise(sizes.width),
+        self.before = nn.Sequential(
+            _dense(sizes.channels, geometry), *(_block(sizes.channels, geometry) for _ in range(2))
         )
+        self.convolution = convolution
+        self.after = nn.Sequential(*(_block(sizes.c0, geometry) for _ in range(4)))
+        self.fc = nn.Sequential(*wide, nn.Linear(sizes.d0 or inputs, sizes.width))
+        self.standardise = Standardise(sizes.width)
+
+    def begin_at(self, components: Components) -> None:
+        """Let the latents be principal components, scaled to unit variance; there must be as many of them."""
+        last, kernel, bias = self.fc[-1], self.convolution.weight, self.convolution.bias
+        assert isinstance(last, nn.Linear)
+        assert bias is not None
+        if len(self.fc) > 1 or self.convolution.stride != (1, 1) or len(components.spread) != last.out_features:
+            return
+        with torch.no_grad():
+            _at_centre(kernel, components.channels)
+            bias.copy_(-components.channels @ components.mean)
+            last.weight.copy_(components.directions / components.spread[:, None])
+            last.bias.copy_(-components.directions @ components.centre / components.spread)
 
     def forward(self, features: Tensor) -> Tensor:
         """Encode features."""
-        return torch.as_tensor(self.layers(features))
+        x = self.after(self.convolution(self.before(features)))
+        return torch.as_tensor(self.standardise(self.fc(x.flatten(1))))

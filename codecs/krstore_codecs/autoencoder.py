@@ -4,9 +4,9 @@
                                                              entropy-coded
 
 Stored are the decoder and the latents; the encoder is only needed once and dropped. In the paper's presets the
-latents are L = 1024 floats a sample. Ours are sized to the byte target: latents are
-quantised (uniform noise while training, rounding with straight-through gradients at the end) and entropy-coded, and
-so are the decoder's weights.
+latents are L = 1024 floats a sample. Ours are sized to the byte target: the fit begins at the features' principal
+components; latents are quantised (uniform noise while training, rounding with straight-through gradients at the end)
+and entropy-coded, and so are the decoder's weights.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_bl
 from krstore_codecs._networks import DecoderConfig, build_decoder, build_encoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
+from krstore_codecs._pca import principal_components
+from krstore_codecs._residual import ResidualDecoder, ResidualEncoder
 from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Positive, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
@@ -101,6 +103,11 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             torch.manual_seed(context.seed)
             encoder, decoder = build_encoder(sizes), build_decoder(sizes)
         context.progress.note(f"autoencoder: {length} latents, {describe_network(decoder, sizes)}")
+        if isinstance(encoder, ResidualEncoder) and isinstance(decoder, ResidualDecoder):
+            components = principal_components(source, normaliser, sizes.c0, length, context.seed)
+            if components is not None and len(components.spread) == length:
+                encoder.begin_at(components)
+                decoder.begin_at(components, share=1.0)
         quantiser = WeightQuantiser(decoder) if self.config.weights == "quantised" else None
         network = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(context.device)
 

@@ -30,6 +30,8 @@ from krstore_codecs._decoder import DecoderSizes, FullyConnected
 from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
+from krstore_codecs._pca import principal_components
+from krstore_codecs._residual import ResidualDecoder
 from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
@@ -164,6 +166,11 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             network = KRNetModule(sizes)
+        if isinstance(network.decoder, ResidualDecoder):
+            decoder = sizes.decoder
+            components = principal_components(source, normaliser, decoder.c0, decoder.d0, context.seed)
+            if components is not None:
+                network.decoder.begin_at(components, share=0.3)
         quantiser = WeightQuantiser(network, fine=LATENT_PREFIX) if sizes.weights == "quantised" else None
         network.to(context.device)
         context.progress.note(
