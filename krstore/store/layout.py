@@ -46,6 +46,7 @@ def deflate(data: bytes) -> bytes:
 
 
 def is_name(name: str) -> bool:
+    """Whether a member may have this name."""
     return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None
 
 
@@ -65,6 +66,7 @@ def local_header(name: str, crc: int, size: int) -> bytes:
 
 
 def central_header(name: str, method: int, crc: int, packed: int, unpacked: int, offset: int) -> bytes:
+    """A member's entry in the directory, with 64-bit values only where they are needed."""
     wide = [value for value in (unpacked, packed, offset) if value >= MAX32]
     extra = struct.pack(f"<2H{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
     fixed = CENTRAL.pack(
@@ -75,6 +77,7 @@ def central_header(name: str, method: int, crc: int, packed: int, unpacked: int,
 
 
 def end_records(count: int, size: int, start: int) -> bytes:
+    """The records after a directory of `count` members in `size` bytes from `start`."""
     end = END.pack(b"PK\5\6", 0, 0, count, count, size, min(start, MAX32), 0)
     if start < MAX32:
         return end
