@@ -22,7 +22,7 @@ from benchmarks import tables
 from krstore.source import Source, scan
 from krstore.testing import example_source
 
-__all__ = ["KRSTORE", "Child", "Run", "archive_facts", "child", "main", "medians", "seconds"]
+__all__ = ["KRSTORE", "Child", "Run", "Times", "archive_facts", "child", "main", "medians", "timed"]
 
 KRSTORE = str(Path(sys.executable).with_name("krstore"))
 RESULTS = Path(__file__).parent / "results"
@@ -91,25 +91,36 @@ def child(*arguments: object) -> Child:
     return Child(facts["seconds"], facts["cpu_seconds"], facts["peak_bytes"])
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Return the wall seconds that an action takes."""
-    began = time.perf_counter()
+@dataclass(frozen=True)
+class Times:
+    """Wall seconds, and processor seconds of all threads: what others do on the machine matters less to these."""
+
+    wall: float
+    cpu: float
+
+
+def timed(action: Callable[[], object]) -> Times:
+    """Return the time that an action takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
     action()
-    return time.perf_counter() - began
+    return Times(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each action, after one untimed round.
+def medians(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
+    """Return the median times of each action, after one untimed round.
 
     The actions take turns, so that a noisy spell of the machine falls on all of them.
     """
     for action in actions.values():
         action()
-    times: dict[str, list[float]] = {name: [] for name in actions}
+    times: dict[str, list[Times]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
-            times[name].append(seconds(action))
-    return {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(timed(action))
+    return {
+        name: Times(statistics.median(t.wall for t in taken), statistics.median(t.cpu for t in taken))
+        for name, taken in times.items()
+    }
 
 
 def archive_facts(source: Source) -> dict[str, Any]:

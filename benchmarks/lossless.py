@@ -6,9 +6,7 @@ header. Each reading opens its file anew; all of them take turns.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import hdf5plugin
 import numpy as np
 
 import krstore
-from benchmarks._common import Run, archive_facts, main, medians, seconds
+from benchmarks._common import Run, archive_facts, main, medians, timed
 from krstore.source import Array, Source
 from krstore.testing import example_source
 
@@ -67,18 +65,15 @@ def measure(run: Run) -> dict[str, Any]:
         if not np.array_equal(reader(), features):
             raise AssertionError(f"{name} is not lossless")
     repeats = 1 if run.tiny else REPEATS
-    all_cores = medians(readers, repeats)
-    with _one_core():
-        one_core = medians(readers, repeats)
-    for row, name in zip(rows, readers, strict=True):
-        row |= {"ratio": features.nbytes / row["bytes"], "decode": all_cores[name], "decode_one_core": one_core[name]}
+    for row, times in zip(rows, medians(readers, repeats).values(), strict=True):
+        row |= {"ratio": features.nbytes / row["bytes"], "decode": times.wall, "decode_cpu": times.cpu}
     return {"archive": archive_facts(source), "repeats": repeats, "rows": rows}
 
 
 def _raw(source: Source, folder: Path) -> dict[str, Any]:
     path = folder / "raw.krs"
-    took = seconds(lambda: krstore.encode(source, path, "raw"))
-    return {"name": "raw", "chunks": None, "bytes": path.stat().st_size, "encode": took}
+    times = timed(lambda: krstore.encode(source, path, "raw"))
+    return {"name": "raw", "chunks": None, "bytes": path.stat().st_size, "encode": times.wall, "encode_cpu": times.cpu}
 
 
 def _hdf5(features: Array, path: Path, chunks: Any, options: dict[str, Any]) -> tuple[dict[str, Any], Path]:
@@ -86,27 +81,13 @@ def _hdf5(features: Array, path: Path, chunks: Any, options: dict[str, Any]) -> 
         with h5py.File(path, "w") as file:
             file.create_dataset("features", data=features, chunks=chunks, **options)
 
-    took = seconds(write)
-    return {"bytes": path.stat().st_size, "encode": took}, path
+    times = timed(write)
+    return {"bytes": path.stat().st_size, "encode": times.wall, "encode_cpu": times.cpu}, path
 
 
 def _read_hdf5(path: Path) -> Array:
     with h5py.File(path) as file:
         return np.asarray(file["features"][:])
-
-
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    """Keep this process and the threads it starts to one core, where the system can."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 if __name__ == "__main__":

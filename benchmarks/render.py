@@ -1,4 +1,7 @@
-"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers."""
+"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers, and draw its picture.
+
+`compare.json` there is the one that `krstore compare` writes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import re
 from pathlib import Path
 
 from benchmarks.tables import TABLES
+from krstore.plots import plot_rate_distortion
 
 __all__ = ["rendered"]
 
@@ -41,8 +45,12 @@ def main() -> None:
     new = rendered(old, given.results)
     if given.check and new != old:
         raise SystemExit(f"{given.page} is not what its JSON says; run python -m benchmarks.render")
-    if not given.check:
-        given.page.write_text(new)
+    if given.check:
+        return
+    given.page.write_text(new)
+    compared = given.results / "compare.json"
+    if compared.exists():
+        plot_rate_distortion(json.loads(compared.read_text())["rows"], given.page.with_name("rate_distortion.png"))
 
 
 if __name__ == "__main__":
