@@ -85,11 +85,12 @@ class ResidualDecoder(nn.Module):
         assert bias is not None
         if self.deconvolution.stride != (1, 1) or kernel.shape[1] != len(components.mean):
             return
+        expand = (components.directions.T * components.spread * share)[:, : last.in_features]
         with torch.no_grad():
             _at_centre(kernel, components.channels)
             bias.copy_(components.mean)
             last.weight.zero_()
-            last.weight[:, : len(components.spread)] = components.directions.T * components.spread * share
+            last.weight[:, : expand.shape[1]] = expand
             last.bias.copy_(components.centre)
 
     def forward(self, e: Tensor) -> Tensor:

@@ -79,9 +79,13 @@ def encode(
         TargetUnreachableError: the codec cannot honour the target; no file is written.
         OutputError: the output exists or cannot be written.
     """
+    if not 0 <= seed < 1 << 31:
+        raise UsageError(f"seed={seed} is not in 0..{(1 << 31) - 1}")
     if isinstance(source, str | Path):
         path = Path(source)
         output = default_output(path, codec) if output is None else output
+        if path.resolve() == Path(output).resolve():
+            raise UsageError(f"{path} is the archive itself; name another output")
         source = open_archive(path)
     if output is None:
         raise UsageError("name an output: a source that is no file has no place beside it")
