@@ -1,7 +1,7 @@
 """The demo: real images, a small network, its feature maps through every codec, and a classifier retrained from them.
 
 Scikit-learn's 1,797 handwritten digits (8x8) are split into training and test images. A small CNN learns the training
-images; its middle layer's feature maps of them (24x8x8 float32) become an archive, and the archive stores. From each
+images; its middle layer's feature maps of them (16x8x8 float32) become an archive, and the archive stores. From each
 store alone the layers after the middle are learned anew, and tested on the features of the test images.
 """
 
@@ -31,12 +31,12 @@ __all__ = ["CODECS", "LAYER", "RATIOS", "Demonstration", "DigitNet", "demonstrat
 CODECS = ("raw", "pq", "autoencoder", "krnet")
 RATIOS = (10.0, 20.0, 40.0)
 LAYER = "body"
-CHANNELS, CLASSES, TEST_IMAGES = 24, 10, 500
+CHANNELS, CLASSES, TEST_IMAGES = 16, 10, 500
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 class DigitNet(nn.Module):
-    """Images (n, 1, 8, 8) to ten logits: `body` to feature maps (n, 24, 8, 8), then `head`."""
+    """Images (n, 1, 8, 8) to ten logits: `body` to feature maps (n, 16, 8, 8), then `head`."""
 
     def __init__(self) -> None:
         super().__init__()

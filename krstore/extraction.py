@@ -5,7 +5,6 @@ Images and features are streamed in batches; the forward pass stops as soon as t
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from krstore.dtypes import cast
 from krstore.errors import ArchiveError, UnknownNameError, UsageError
 from krstore.files import check_target
 from krstore.images import images_identity, open_images
-from krstore.modules import load_module
+from krstore.modules import load_module, weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.source import Array, Source, SourceSpec, default_channel_axis
 from krstore.tensors import as_array, as_tensor, resolve_device
 
-__all__ = ["LAYOUTS", "STORED_DTYPES", "extract", "weights_hash"]
+__all__ = ["LAYOUTS", "STORED_DTYPES", "extract"]
 
 LAYOUTS = ("auto", "nhwc", "nchw")
 STORED_DTYPES = ("float32", "float16")
@@ -133,16 +132,6 @@ def extract(
             archive.append(values, spec, columns)
             task.advance(len(ids))
     return open_archive(output)
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's state: names, shapes and values, without batch norm's counts of batches."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        if isinstance(tensor, Tensor) and not name.endswith("num_batches_tracked"):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(as_array(tensor).tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 
 from krstore.errors import UnknownNameError, UsageError
+from krstore.tensors import as_array
 
-__all__ = ["load_module"]
+__all__ = ["load_module", "weights_hash"]
 
 
 def load_module(
@@ -36,6 +38,16 @@ def load_module(
     if weights is not None:
         _load(module, Path(weights), spec)
     return module.eval().requires_grad_(False)
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 of a network's state: names, shapes and values, without batch norm's counts of batches."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        if isinstance(tensor, torch.Tensor) and not name.endswith("num_batches_tracked"):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(as_array(tensor).tobytes())
+    return digest.hexdigest()
 
 
 def _build(spec: str, arguments: Mapping[str, Any]) -> torch.nn.Module:

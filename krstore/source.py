@@ -37,6 +37,7 @@ Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
 CHUNK_BYTES = 16 << 20
+LARGEST = 1e150  # beyond it, squared errors overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +167,11 @@ def class_indices(labels: Ids | None) -> dict[int, Ids]:
 
 
 def scan(source: Source, progress: Progress = SILENT) -> SourceStats:
-    """Read a source once: check that every value is finite, hash it, and measure its channels.
+    """Read a source once: check that every value is finite and its square too, hash it, and measure its channels.
 
     Raises:
-        ArchiveError: there are no samples or no elements, or a value is NaN or infinite (the sample ID is named).
+        ArchiveError: there are no samples or no elements, or a value is NaN, infinite or beyond 1e150 (the sample ID is
+            named).
     """
     spec = source.spec
     if spec.samples == 0:
@@ -202,10 +204,11 @@ def scan(source: Source, progress: Progress = SILENT) -> SourceStats:
 
 
 def _check_finite(values: Array, ids: Ids) -> None:
-    finite = np.isfinite(values).all(axis=(1, 2))
+    finite = (np.abs(values) < LARGEST).all(axis=(1, 2))
     if not finite.all():
         bad = ids[~finite]
-        kind = "NaN" if np.isnan(values[~finite][0]).any() else "infinite"
+        first = values[~finite][0]
+        kind = "NaN" if np.isnan(first).any() else "infinite" if np.isinf(first).any() else "absurdly large"
         raise ArchiveError(
             f"sample {bad[0]} holds a {kind} value ({len(bad)} bad samples in this part of the archive); "
             "remove or repair it before encoding"

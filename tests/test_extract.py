@@ -27,7 +27,7 @@ import krstore
 from krstore.archives import open_archive
 from krstore.backbones import resnet32
 from krstore.errors import ArchiveError, OutputError, UnknownNameError, UsageError
-from krstore.extraction import weights_hash
+from krstore.modules import weights_hash
 from krstore.progress import SILENT
 from krstore_cli.app import run as cli
 

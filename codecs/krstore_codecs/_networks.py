@@ -34,6 +34,17 @@ class DecoderConfig(NeuralConfig, frozen=True, kw_only=True):
         float, msgspec.Meta(ge=1, le=16, description="bits a quantised weight, when the network is sized to the target")
     ] = 4.0
 
+    def check(self, spec: SourceSpec) -> None:
+        """Refuse a c1 that contradicts the style.
+
+        Raises:
+            UsageError: says what c1 must be.
+        """
+        if self.style == "paper" and self.c1 not in (None, spec.channels):
+            raise UsageError(
+                f"c1={self.c1}: in style paper it is the number of the features' channels, {spec.channels}"
+            )
+
     def decoder_sizes(
         self, spec: SourceSpec, *, width: int, d0: int, network_bytes: float, most_c0: int = 512
     ) -> DecoderSizes:
@@ -41,13 +52,8 @@ class DecoderConfig(NeuralConfig, frozen=True, kw_only=True):
 
         c0 grows slowly with the budget, because the deconvolution is where the operations are, up to the
         features' channels in style residual, which begins with their principal components.
-
-        Raises:
-            UsageError: c1 contradicts the style.
         """
         channels, height, columns = grid_shape(spec)
-        if self.style == "paper" and self.c1 not in (None, channels):
-            raise UsageError(f"c1={self.c1}: in style paper it is the number of the features' channels, {channels}")
         most = channels if self.style == "residual" else 512
         positions = -(-height // self.stride) * -(-columns // self.stride)
         affordable = network_bytes * 8 / self.weight_bits / positions

@@ -93,6 +93,10 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
         "fast": {"iterations": 400},
     }  # fmt: skip
 
+    def validate(self, spec: SourceSpec) -> None:
+        """Refuse sizes that contradict each other."""
+        self.config.check(spec)
+
     def fit(self, source: Source, context: FitContext) -> FittedAutoencoder:
         """Train encoder and decoder on the mean squared error in [0, 1] units, then encode every sample."""
         budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)

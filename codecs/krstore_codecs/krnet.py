@@ -156,6 +156,10 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         "fast": {"iterations": 400},
     }  # fmt: skip
 
+    def validate(self, spec: SourceSpec) -> None:
+        """Refuse sizes that contradict each other."""
+        self.config.check(spec)
+
     def fit(self, source: Source, context: FitContext) -> FittedKRNet:
         """Train the network on Eq. 3: L_kr1 in [0, 1] units, plus gamma L_kr2 when a task network is given."""
         budget = context.budget if context.budget is not None else int(source.spec.bytes / DEFAULT_RATIO)
@@ -263,6 +267,9 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
     """
     size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 2.5)))))
     groups = Groups.of(labels, spec.samples, size).count
+    while config.group_size is None and size > 16 and groups * size > budget / 8:  # vectors of many small classes
+        size //= 2
+        groups = Groups.of(labels, spec.samples, size).count
 
     def sizes(d0: int) -> KRNetSizes:
         decoder = config.decoder_sizes(spec, width=2 * size, d0=d0, network_bytes=budget)

@@ -30,7 +30,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         mse: mean squared error over all elements, raw units.
         mse_normalised: the same after scaling each channel linearly to [0, 1] over the source; a constant
             channel counts as 0. The KRNet paper's unit.
-        nmse: `mse` over the variance of all source elements (0 where that is 0 and the error is too).
+        nmse: `mse` over the variance of all source elements (0 where that is 0).
         psnr: 10 log10(range² / mse) in dB, with the range of the whole source; `None` when lossless.
         max_abs: the largest absolute error.
         cosine: mean over samples of the cosine similarity of a sample and its decoding, flattened.

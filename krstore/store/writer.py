@@ -91,6 +91,7 @@ def encode(
         raise UsageError("name an output: a source that is no file has no place beside it")
     output = Path(output)
     check_target(output, force=force)
+    from krstore.modules import weights_hash
     from krstore.tensors import resolve_device
 
     codec_type = get_codec(codec)
@@ -104,8 +105,9 @@ def encode(
     instance.validate(source.spec)
     device = resolve_device(device)
     stats = scan(source, progress)
+    task = None if task_model is None else weights_hash(task_model)
     fingerprint = msgspec.json.encode(
-        [codec, config, stats.sha256, seed, target and [target.max_bytes, target.max_mse]]
+        [codec, config, stats.sha256, seed, target and [target.max_bytes, target.max_mse], task]
     )
     checkpoint = Checkpoint(output.with_name(f".{output.name}.checkpoint"), fingerprint.decode(), resume=resume)
     encoder = _Encoder(instance, source, stats, target, device, progress)
