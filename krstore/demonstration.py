@@ -7,7 +7,8 @@ store alone the layers after the middle are learned anew, and tested on the feat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ class Demonstration:
     accuracy: list[float | None]
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: on tensors as small as these, threads wait more than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def demonstrate(
     folder: str | Path,
     *,
@@ -109,10 +122,10 @@ def demonstrate(
     test, train = order[:TEST_IMAGES], order[TEST_IMAGES:]
     network, accuracy = _train_network(images, labels, train, test, epochs, device, seed, progress)
     _write_images(folder / "images.npz", images[train], labels[train])
-    features = folder / "features.h5"
     source = extract(
-        network, LAYER, folder / "images.npz", features, layout="nchw", device=device, force=force, progress=progress
-    )
+        network, LAYER, folder / "images.npz", folder / "features.h5", layout="nchw", device=device, force=force,
+        progress=progress,
+    )  # fmt: skip
     settings = {name: {"iterations": iterations} for name in codecs if name in ("autoencoder", "krnet")}
     comparison = compare(
         source, folder, codecs, ratios, settings=settings, device=device, seed=seed, force=force, progress=progress
@@ -120,14 +133,17 @@ def demonstrate(
     with torch.inference_mode():
         test_features = network.body(_inputs(images[test], device))
     test_labels = torch.from_numpy(labels[test]).to(device)
-    found: list[float | None] = []
+
+    def retrained(row: Mapping[str, Any]) -> float | None:
+        if row["error"] is not None:
+            return None
+        with Store(folder / row["path"], device=device) as store:
+            return _accuracy(_retrain_head(store, epochs, device, seed), test_features, test_labels)
+
+    found = []
     with progress.task("retrain", len(comparison.rows), "stores") as task:
         for row in comparison.rows:
-            found.append(None)
-            if row["error"] is None:
-                with Store(folder / row["path"], device=device) as store:
-                    head = _retrain_head(store, epochs, device, seed)
-                found[-1] = _accuracy(head, test_features, test_labels)
+            found.append(retrained(row))
             task.advance()
     return Demonstration(comparison, len(train), len(test), iterations, accuracy, found)
 

@@ -17,13 +17,13 @@ from krstore_cli.commands.demo import summary
 def test_a_small_demo_end_to_end(tmp_path: Path) -> None:
     found = demonstrate(tmp_path / "demo", codecs=("raw", "pq"), ratios=(20,), epochs=4, device="cpu")
     source = krstore.open_archive(tmp_path / "demo" / "features.h5")
-    assert source.spec.shape == (24, 8, 8)
+    assert source.spec.shape == (16, 8, 8)
     assert source.spec.samples == found.train_images == 1297
     assert found.test_images == 500
     assert [row["codec"] for row in found.comparison.rows] == ["raw", "pq"]
-    assert found.network_accuracy > 0.9
+    assert found.network_accuracy > 0.8
     assert found.accuracy[0] == pytest.approx(found.network_accuracy, abs=0.05)
-    assert all(value is not None and value > 0.9 for value in found.accuracy)
+    assert all(value is not None and value > 0.8 for value in found.accuracy)
     assert "raw" in summary(found)
     assert f"{100 * (found.accuracy[1] or 0):.1f} %" in summary(found)
     with pytest.raises(OutputError, match="not empty"):

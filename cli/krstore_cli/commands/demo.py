@@ -61,11 +61,14 @@ def summary(found: Demonstration) -> str:
     source = found.comparison.source
     shape = "x".join(map(str, source["shape"]))
     pairs = zip(found.comparison.rows, found.accuracy, strict=True)
-    ends = {row["codec"]: f"{100 * value:.1f} % ({row['ratio']:.1f})" for row, value in pairs if value is not None}
-    listed = ", ".join(f"{codec} {end}" for codec, end in ends.items())
+    ends = {row["codec"]: (row, value) for row, value in pairs if value is not None}
+    listed = ", ".join(
+        f"{codec} {100 * value:.1f} % at {row['ratio']:.1f}{' (lossless)' if row['quality']['mse'] == 0 else ''}"
+        for codec, (row, value) in ends.items()
+    )
     return (
         f"{source['samples']:,} feature maps of {shape} {source['dtype']}. The last column is the accuracy of a "
         f"classifier retrained from that store alone, on {found.test_images} held-out images.\n"
-        f"At each codec's highest ratio: {listed}; raw is lossless.\n"
+        f"At each codec's highest ratio: {listed}.\n"
         f"autoencoder and krnet have trained for {found.iterations} steps only; by default they train far longer."
     )
