@@ -18,7 +18,7 @@ from krstore_codecs._normalise import Normaliser
 
 __all__ = ["Components", "principal_components"]
 
-MOST_SAMPLES, MOST_BYTES, MOST_COMPONENTS = 4096, 128 << 20, 1280
+MOST_SAMPLES, MOST_BYTES, MOST_COMPONENTS = 4096, 128 << 20, 2048
 
 
 @dataclass(frozen=True)

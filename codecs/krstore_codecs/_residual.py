@@ -119,17 +119,18 @@ class ResidualEncoder(nn.Module):
         self.standardise = Standardise(sizes.width)
 
     def begin_at(self, components: Components) -> None:
-        """Let the latents be principal components, scaled to unit variance; there must be as many of them."""
+        """Let the first latents be principal components, scaled to unit variance."""
         last, kernel, bias = self.fc[-1], self.convolution.weight, self.convolution.bias
         assert isinstance(last, nn.Linear)
         assert bias is not None
-        if len(self.fc) > 1 or self.convolution.stride != (1, 1) or len(components.spread) != last.out_features:
+        if len(self.fc) > 1 or self.convolution.stride != (1, 1):
             return
+        project, count = components.directions / components.spread[:, None], len(components.spread)
         with torch.no_grad():
             _at_centre(kernel, components.channels)
             bias.copy_(-components.channels @ components.mean)
-            last.weight.copy_(components.directions / components.spread[:, None])
-            last.bias.copy_(-components.directions @ components.centre / components.spread)
+            last.weight[:count] = project
+            last.bias[:count] = -project @ components.centre
 
     def forward(self, features: Tensor) -> Tensor:
         """Encode features."""

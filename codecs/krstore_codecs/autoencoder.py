@@ -109,7 +109,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
         context.progress.note(f"autoencoder: {length} latents, {describe_network(decoder, sizes)}")
         if isinstance(encoder, ResidualEncoder) and isinstance(decoder, ResidualDecoder):
             components = principal_components(source, normaliser, sizes.c0, length, context.seed)
-            if components is not None and len(components.spread) == length:
+            if components is not None:
                 encoder.begin_at(components)
                 decoder.begin_at(components, share=1.0)
         quantiser = WeightQuantiser(decoder) if self.config.weights == "quantised" else None
