@@ -95,7 +95,7 @@ class BatchedIdEmbedding(nn.Module):
     def __init__(self, groups: int, size: int, *, modules: bool) -> None:
         super().__init__()
         self.size = size
-        self.vectors = nn.ParameterDict({name: torch.randn(groups, size) for name in ("static", "dynamic")})
+        self.vectors = nn.ParameterDict({name: _normal(groups, size) for name in ("static", "dynamic")})
         self.static_fc = FullyConnected(size, size) if modules else nn.Identity()
         self.dynamic_fc = FullyConnected(size, size) if modules else nn.Identity()
 
@@ -104,6 +104,12 @@ class BatchedIdEmbedding(nn.Module):
         turn = (local[:, None] + torch.arange(self.size, device=local.device)) % self.size
         dynamic = self.vectors["dynamic"][group].gather(1, turn)
         return torch.cat([self.static_fc(self.vectors["static"][group]), self.dynamic_fc(dynamic)], dim=1)
+
+
+def _normal(rows: int, columns: int) -> Tensor:
+    """Return standard normal numbers; on the meta device, where torch would load much to draw none, none."""
+    values = torch.empty(rows, columns)
+    return values if values.is_meta else values.normal_()
 
 
 class KRNetSizes(msgspec.Struct, frozen=True):

@@ -38,7 +38,10 @@ class RawConfig(CodecConfig, frozen=True, kw_only=True):
     """Options of the raw codec."""
 
     level: Annotated[int, msgspec.Meta(ge=1, le=22, description="zstd level: higher is smaller and slower")] = 12
-    block_samples: Annotated[int, msgspec.Meta(ge=1, le=4096, description="samples compressed together")] = 4
+    block_samples: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
+        msgspec.Meta(description="samples compressed together; none: 4, and of small samples up to 16"),
+    ] = None
 
 
 class Raw(Codec[RawConfig, Source]):
@@ -55,11 +58,18 @@ class Raw(Codec[RawConfig, Source]):
 
     def pack(self, fitted: Source, knob: float, sink: PayloadSink) -> None:
         """Compress all samples; the knob has no meaning."""
-        sink.write_blocks(BLOCKS, self.config.block_samples, self._blocks(fitted))
+        sink.write_blocks(BLOCKS, self._block_samples(fitted), self._blocks(fitted))
+
+    def settled(self, fitted: Source) -> RawConfig:
+        """Return the config with the samples of a block filled in."""
+        return msgspec.structs.replace(self.config, block_samples=self._block_samples(fitted))
+
+    def _block_samples(self, source: Source) -> int:
+        return self.config.block_samples or min(16, max(4, (16 << 10) // source.spec.sample_bytes))
 
     def _blocks(self, source: Source) -> Iterator[bytes]:
         compressor = zstandard.ZstdCompressor(level=self.config.level)
-        size = self.config.block_samples
+        size = self._block_samples(source)
         rows = max(1, (16 << 20) // (source.spec.sample_bytes * size)) * size
         with self._progress.task("encode", source.spec.samples) as task:
             for ids, features in chunks(source, rows * source.spec.sample_bytes):

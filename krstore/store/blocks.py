@@ -21,7 +21,7 @@ from krstore.store.container import MemberReader
 __all__ = ["BlockBytes", "BlockReader", "block_index", "check_blocks", "samples_per_block"]
 
 THREADS = min(4, os.cpu_count() or 1)
-GROUP_SAMPLES = 256
+GROUP_SAMPLES = 128
 MAX_BLOCK_SAMPLES = 4096
 
 _HEAD = struct.Struct("<IIB")
@@ -134,14 +134,25 @@ class BlockReader:
         wanted, place = np.unique(numbers, return_inverse=True)
         step = max(1, GROUP_SAMPLES // self._blocks.per_block)
         groups = [wanted[start : start + step] for start in range(0, len(wanted), step)]
+        decoded = self._group(groups[0]) if groups else self._group(np.zeros(1, np.int64))[:0]
         if len(groups) > 1:
-            with ThreadPoolExecutor(THREADS) as pool:
-                parts = list(pool.map(self._group, groups))
-        else:
-            parts = [self._group(group) for group in groups] or [self._group(np.zeros(1, np.int64))[:0]]
-        decoded = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            decoded = self._rest(decoded, groups)
         rows = place * self._blocks.per_block + within
         return decoded if np.array_equal(rows, np.arange(len(decoded))) else decoded[rows]
+
+    def _rest(self, first: Array, groups: list[Ids]) -> Array:
+        """Return the first group's samples with those of the others behind them."""
+        sizes = [sum(self._blocks.samples(int(number)) for number in group) for group in groups]
+        ends = np.cumsum(sizes)
+        out = np.empty((ends[-1], *first.shape[1:]), first.dtype)
+        out[: len(first)] = first
+
+        def fill(group: Ids, end: int, size: int) -> None:
+            out[end - size : end] = self._group(group)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, groups[1:], ends[1:], sizes[1:]))
+        return out
 
     def _group(self, numbers: Ids) -> Array:
         blocks = [self._blocks.read(int(number)) for number in numbers]
