@@ -17,7 +17,7 @@ import krstore
 from benchmarks._common import Run, archive_facts, main
 from krstore.testing import ArraySource
 
-SAMPLES, ITERATIONS, EVERY = 500, 150, 10
+SAMPLES, ITERATIONS, EVERY = 250, 200, 10
 
 
 class Curve:

@@ -56,6 +56,12 @@ def test_lossless(tmp_path: Path) -> None:
         assert row["ratio"] == document["archive"]["bytes"] / row["bytes"]
 
 
+def test_paper_training(tmp_path: Path) -> None:
+    document = tiny("paper_training", tmp_path)
+    assert len(document["losses"]) == 1
+    assert document["seconds"] > 0
+
+
 def test_memory(tmp_path: Path) -> None:
     document = tiny("memory", tmp_path)
     assert [row["name"] for row in document["rows"]] == ["krnet encode", "krnet decode"]
