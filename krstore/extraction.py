@@ -72,7 +72,7 @@ def extract(
         model_args: keyword arguments of the factory.
         images_key, labels_key, resize, crop, trust: see `krstore.images.open_images`.
         layout: of the images, ``"nhwc"`` or ``"nchw"``; ``"auto"`` takes the axis of 1, 3 or 4 as the channels.
-        mean, std: a number for all channels, or one each.
+        mean, std: one number for all channels, ``[0.5]``, or one each.
         batch_size: images at a time.
         device: where to compute.
         dtype: of the features in the file; in float16, values beyond its range are clipped.

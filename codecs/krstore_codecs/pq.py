@@ -81,7 +81,8 @@ class PQ(Codec[PQConfig, FittedPQ]):
     presets: ClassVar = {"remind": {"bits": 8, "subvectors": 32}, "fast": {"train_points": 39, "iterations": 8}}
 
     def validate(self, spec: SourceSpec) -> None:
-        """Refuse a number of sub-vectors that does not divide the channels."""
+        """Refuse a number of sub-vectors that does not divide the channels, and to go on without faiss."""
+        _faiss()
         if self.config.subvectors is not None and spec.channels % self.config.subvectors:
             raise UsageError(f"subvectors={self.config.subvectors} does not divide the {spec.channels} channels")
 
@@ -91,7 +92,6 @@ class PQ(Codec[PQConfig, FittedPQ]):
         Raises:
             ArchiveError: values so large that faiss, which squares them as float32, would overflow.
         """
-        _faiss()
         largest = max(-context.stats.minimum.min(), context.stats.maximum.max())
         if largest > LARGEST:
             raise ArchiveError(f"values reach {largest:.3g}; pq takes at most {LARGEST:g}: scale the features first")

@@ -84,7 +84,7 @@ def encode(
     if isinstance(source, str | Path):
         path = Path(source)
         output = default_output(path, codec) if output is None else output
-        if path.resolve() == Path(output).resolve():
+        if path.resolve() == Path(output).resolve() and path.suffix != ".krs":
             raise UsageError(f"{path} is the archive itself; name another output")
         source = open_archive(path)
     if output is None:
