@@ -121,8 +121,9 @@ def test_a_comparison_is_shown(tmp_path: Path) -> None:
 def test_the_published_results_keep_the_promises() -> None:
     raw, *others = published("lossless")["rows"]
     assert raw["bytes"] <= min(row["bytes"] for row in others)
+    assert raw["decode"] <= min(row["decode"] for row in others if row["name"].startswith("zstd")) / 0.8
     memory = published("memory")
     assert memory["archive"]["bytes"] > 4e9
     assert max(row["peak_bytes"] for row in memory["rows"]) < 1.5e9
     assert all(row["share"] <= row["limit"] for row in published("random_access")["rows"])
-    assert all(row["cpu_seconds"] < row["limit"] for row in published("startup")["rows"])
+    assert all(row["seconds"] < row["limit"] for row in published("startup")["rows"])
