@@ -120,8 +120,8 @@ def paper_training(document: Document) -> str:
     speed = document["iterations"] / document["seconds"]
     said = (
         f"{document['iterations']} iterations on {document['samples']} samples, {document['batch']} at a time: "
-        f"{speed:.2f} iterations/s. Decoded from its file of {document['bytes'] / 1e6:.1f} MB, the mean squared error in "
-        f"[0, 1] units is {document['mse_normalised']:.3e} (NMSE {document['nmse']:.3f})."
+        f"{speed:.2f} iterations/s. Decoded from its file of {document['bytes'] / 1e6:.1f} MB, the mean squared error "
+        f"in [0, 1] units is {document['mse_normalised']:.3e} (NMSE {document['nmse']:.3f})."
     )
     return f"{table(['iteration', 'loss'], cells)}\n\n{said}\n\n{_footer(document)}"
 

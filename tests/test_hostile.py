@@ -39,14 +39,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = example_source(14, (3, 2, 2))
     source = ArraySource(source.features, source.labels, np.arange(14) // 7)
     path = tmp_path_factory.mktemp("small") / "small.krs"
-    krstore.encode(source, path, codec="raw")
+    krstore.encode(source, path, codec="raw", settings={"block_samples": 4})
     return path
 
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("larger") / "larger.krs"
-    krstore.encode(example_source(600, (6, 4, 4)), path, codec="raw")
+    krstore.encode(example_source(600, (6, 4, 4)), path, codec="raw", settings={"block_samples": 4})
     return path
 
 

@@ -20,6 +20,8 @@ from krstore.errors import CorruptStoreError, KrstoreError
 
 __all__ = ["FakeQuantise", "WeightQuantiser", "matrices", "pack_weights", "plain_state", "unpack_weights"]
 
+LARGEST_STEP = 1e28  # times any 32-bit integer, still finite in float32
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -80,6 +82,8 @@ def unpack_weights(data: bytes, shapes: Shapes, quantised: Sequence[str] | None)
     tables = unpack_tables(header.tables)
     if not len(tables) == len(header.steps) == len(quantised):
         raise CorruptStoreError(f"{len(tables)} weight tables for {len(quantised)} weight tensors")
+    if not all(0 < step < LARGEST_STEP for step in header.steps):
+        raise CorruptStoreError(f"steps of weights from {min(header.steps)} to {max(header.steps)}")
     runs = decode_runs(header.stream, [sizes[name] for name in sorted(quantised)], tables)
     for name, step, run in zip(sorted(quantised), header.steps, runs, strict=True):
         flat[name] = (run.astype(np.float32) * np.float32(step)).reshape(shapes[name])
