@@ -17,16 +17,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from krstore.archives import open_archive, write_archive
-    from krstore.codec import Codec, Decoder, Kind
+    from krstore.archives import open_archive, open_snapshots, write_archive
+    from krstore.codec import Codec, Decoder, Kind, SnapshotCodec, SnapshotDecoder
     from krstore.comparison import compare
     from krstore.errors import KrstoreError
     from krstore.extraction import extract
     from krstore.registry import codec_names, get_codec
     from krstore.replay import Replay
+    from krstore.store.export import decode, decode_snapshots
     from krstore.store.reader import Store
     from krstore.store.reader import Store as open  # noqa: N813 - krstore.open(path), as users expect
-    from krstore.store.writer import encode
+    from krstore.store.snapshots import SnapshotStore
+    from krstore.store.verify import verify
+    from krstore.store.writer import encode, encode_snapshots
 
 __all__ = [
     "Codec",
@@ -34,15 +37,21 @@ __all__ = [
     "Kind",
     "KrstoreError",
     "Replay",
+    "SnapshotCodec",
+    "SnapshotDecoder",
+    "SnapshotStore",
     "Store",
     "codec_names",
     "compare",
     "decode",
+    "decode_snapshots",
     "encode",
+    "encode_snapshots",
     "extract",
     "get_codec",
     "open",
     "open_archive",
+    "open_snapshots",
     "verify",
     "write_archive",
 ]
@@ -53,14 +62,20 @@ _HOMES = {
     "Kind": "krstore.codec",
     "KrstoreError": "krstore.errors",
     "Replay": "krstore.replay",
+    "SnapshotCodec": "krstore.codec",
+    "SnapshotDecoder": "krstore.codec",
+    "SnapshotStore": "krstore.store.snapshots",
     "Store": "krstore.store.reader",
     "codec_names": "krstore.registry",
     "compare": "krstore.comparison",
     "decode": "krstore.store.export",
+    "decode_snapshots": "krstore.store.export",
     "encode": "krstore.store.writer",
+    "encode_snapshots": "krstore.store.writer",
     "extract": "krstore.extraction",
     "get_codec": "krstore.registry",
     "open_archive": "krstore.archives",
+    "open_snapshots": "krstore.archives",
     "verify": "krstore.store.verify",
     "write_archive": "krstore.archives",
 }

@@ -6,12 +6,15 @@ A codec is a class with a ``name``, a ``kind``, a typed ``Config`` and three ver
     pack(fitted, knob, sink)              cheap, again and again: quantise and code at one setting
     open(payload, context) -> decoder     decoder.decode(rows) -> features, in the source's dtype
 
+A codec of samples is a `Codec`, one of a network's states a `SnapshotCodec`; they differ in what goes in and comes out.
+
 Rate control is not a codec's business. The store writer turns ``--ratio``, ``--max-bytes`` or ``--max-mse`` into a
 byte budget, tells it to `fit` (`FitContext.budget`), and searches `pack` along the codec's `Knob`.
 
 A codec registers under the entry-point group ``krstore.codecs``; `docs/codec-authors.md` walks through one, and
 `krstore.testing.check_codec` puts any through the conformance suite. Payload members are named ``network/...``
-(what all samples share) or ``latent/...`` (what each sample or group has), which is how sizes are accounted.
+(what all samples or states share) or ``latent/...`` (what each sample, group or state has), which is how sizes are
+accounted.
 """
 
 from __future__ import annotations
@@ -27,20 +30,34 @@ import msgspec
 from krstore.checkpoint import Checkpoint
 from krstore.config import CodecConfig
 from krstore.progress import Progress
+from krstore.snapshots import SnapshotSource, SnapshotSpec, SnapshotStats, State
 from krstore.source import Array, Ids, Source, SourceSpec, SourceStats
 from krstore.store.container import MemberReader
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Codec", "Decoder", "FitContext", "Kind", "Knob", "OpenContext", "PayloadSink"]
+__all__ = [
+    "AnyCodec",
+    "Codec",
+    "Decoder",
+    "FitContext",
+    "Kind",
+    "Knob",
+    "OpenContext",
+    "PayloadSink",
+    "SnapshotCodec",
+    "SnapshotDecoder",
+    "SnapshotFitContext",
+    "SnapshotOpenContext",
+]
 
 
 class Kind(StrEnum):
     """What a codec keeps.
 
     A dense codec decodes every sample; an exemplar codec keeps some and decodes only those (it names them with
-    `PayloadSink.keep`); a snapshot codec keeps a network's states instead of samples.
+    `PayloadSink.keep`); a snapshot codec keeps a network's states instead of samples (`SnapshotCodec`).
     """
 
     DENSE = "dense"
@@ -80,25 +97,36 @@ class PayloadSink(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitContext:
-    """What a fit is given beside the source.
-
-    Attributes:
-        stats: what one pass over the source told; all values are finite.
-        budget: bytes the whole payload may take; `None` when the target is an error, or there is none.
-        device: a torch device, for example ``"cpu"`` or ``"cuda"``.
-        seed: of everything random.
-        checkpoint: where to keep, and find again, the state of a long fit.
-        task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
-    """
-
-    stats: SourceStats
+class _AnyFitContext:
     budget: int | None
     device: str
     seed: int
     progress: Progress
     checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext(_AnyFitContext):
+    """What a fit is given beside the source.
+
+    Attributes:
+        budget: bytes the whole payload may take; `None` when the target is an error, or there is none.
+        device: a torch device, for example ``"cpu"`` or ``"cuda"``.
+        seed: of everything random.
+        checkpoint: where to keep, and find again, the state of a long fit.
+        stats: what one pass over the source told; all values are finite.
+        task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
+    """
+
+    stats: SourceStats
     task_model: torch.nn.Module | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotFitContext(_AnyFitContext):
+    """What the fit of a snapshot codec is given beside the source; see `FitContext`."""
+
+    stats: SnapshotStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +141,14 @@ class OpenContext:
     spec: SourceSpec
     kept: int
     labels: Ids | None
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotOpenContext:
+    """What opening the payload of a snapshot codec is given: the source's arrays, by step and name."""
+
+    spec: SnapshotSpec
     device: str
 
 
@@ -137,18 +173,27 @@ class Decoder(ABC):
         return as_tensor(self.decode(rows))
 
 
+class SnapshotDecoder(ABC):
+    """Decodes the states of an open store."""
+
+    @abstractmethod
+    def network(self, step: int) -> State:
+        """Return the state after a step: every array of the step's spec, by name.
+
+        Raises:
+            CorruptStoreError: the payload is damaged.
+        """
+
+
 ConfigT = TypeVar("ConfigT", bound=CodecConfig)
 FittedT = TypeVar("FittedT")
 
 
-class Codec(ABC, Generic[ConfigT, FittedT]):
-    """A way to encode a source into a payload, and to decode any samples of it.
-
-    A constructor only stores its config; equality and repr follow from it.
-    """
+class AnyCodec(ABC, Generic[ConfigT, FittedT]):
+    """What codecs of all kinds have. A constructor only stores its config; equality and repr follow from it."""
 
     name: ClassVar[str]
-    kind: ClassVar[Kind] = Kind.DENSE
+    kind: ClassVar[Kind]
     lossless: ClassVar[bool] = False
     Config: ClassVar[type[CodecConfig]] = CodecConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -165,6 +210,24 @@ class Codec(ABC, Generic[ConfigT, FittedT]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config!r})"
 
+    @abstractmethod
+    def pack(self, fitted: FittedT, knob: float, sink: PayloadSink) -> None:
+        """Quantise and code what was fitted at one setting, streaming into the sink. Leaves `fitted` as it was."""
+
+    def knob(self, fitted: FittedT) -> Knob | None:
+        """Return the range of `pack`'s setting; `None` when `pack` has none and is called with 0."""
+        return None
+
+    def settled(self, fitted: FittedT) -> ConfigT:
+        """Return the config with what the fit chose filled in; it goes into the store's header."""
+        return self.config
+
+
+class Codec(AnyCodec[ConfigT, FittedT]):
+    """A way to encode samples into a payload, and to decode any of them."""
+
+    kind: ClassVar[Kind] = Kind.DENSE
+
     def validate(self, spec: SourceSpec) -> None:
         """Refuse, before any data moves, a source that this codec cannot encode.
 
@@ -180,19 +243,27 @@ class Codec(ABC, Generic[ConfigT, FittedT]):
             TargetUnreachableError: no setting fits the budget.
         """
 
-    @abstractmethod
-    def pack(self, fitted: FittedT, knob: float, sink: PayloadSink) -> None:
-        """Quantise and code what was fitted at one setting, streaming into the sink. Leaves `fitted` as it was."""
-
-    def knob(self, fitted: FittedT) -> Knob | None:
-        """Return the range of `pack`'s setting; `None` when `pack` has none and is called with 0."""
-        return None
-
-    def settled(self, fitted: FittedT) -> ConfigT:
-        """Return the config with what the fit chose filled in; it goes into the store's header."""
-        return self.config
-
     @classmethod
     @abstractmethod
     def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
+        """Open a payload for decoding. Needs nothing but the payload's bytes and the context."""
+
+
+class SnapshotCodec(AnyCodec[ConfigT, FittedT]):
+    """A way to encode a network's states into a payload, and to decode any of them."""
+
+    kind: ClassVar[Kind] = Kind.SNAPSHOT
+
+    @abstractmethod
+    def fit(self, source: SnapshotSource, context: SnapshotFitContext) -> FittedT:
+        """Find what the states share, for `context.budget` bytes.
+
+        Raises:
+            ArchiveError: the states are not what the codec can encode; names step, array and element.
+            TargetUnreachableError: no setting fits the budget.
+        """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, payload: MemberReader, context: SnapshotOpenContext) -> SnapshotDecoder:
         """Open a payload for decoding. Needs nothing but the payload's bytes and the context."""

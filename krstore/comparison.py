@@ -29,7 +29,7 @@ from krstore.errors import OutputError, TargetUnreachableError, UsageError
 from krstore.files import atomic_write
 from krstore.plots import plot_rate_distortion, require_matplotlib
 from krstore.progress import SILENT, Progress
-from krstore.registry import get_codec
+from krstore.registry import get_sample_codec
 from krstore.source import Source, scan
 from krstore.store.reader import Store
 from krstore.store.summary import summarise
@@ -139,7 +139,7 @@ def compare(
     cells = _cells(codecs, ratios, settings or {})
     source = source if not isinstance(source, str | Path) else open_archive(source)
     for cell in cells:
-        get_codec(cell.codec)(cell.config).validate(source.spec)
+        get_sample_codec(cell.codec)(cell.config).validate(source.spec)
     device = resolve_device(device)
     state = _Folder(folder, _identify(source, progress), _setup(device, seed), force)
     todo = state.plan(cells)
@@ -162,7 +162,7 @@ def _cells(codecs: Sequence[str], ratios: Sequence[float], settings: Mapping[str
         raise UsageError(f"settings of codec {strangers[0]!r}, which is not compared; compared: {', '.join(codecs)}")
     cells = []
     for name in dict.fromkeys(codecs):
-        codec = get_codec(name)
+        codec = get_sample_codec(name)
         config = build_config(name, codec.Config, codec.presets, settings=settings.get(name))
         if not codec.lossless and not ratios:
             raise UsageError(f"codec {name} is lossy and needs at least one ratio")

@@ -1,4 +1,4 @@
-"""The element types an archive may have, by the name that goes into files."""
+"""The element types that archives may have, by the name that goes into files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from numpy.typing import NDArray
 
 from krstore.errors import ArchiveError
 
-__all__ = ["DTYPES", "cast", "dtype_name", "numpy_dtype"]
+__all__ = ["DTYPES", "STATE_DTYPES", "cast", "dtype_name", "numpy_dtype"]
 
-DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8")  # of samples
+STATE_DTYPES = (*DTYPES, "bool", "int8", "int16", "int32", "int64")  # of the arrays of a network's state
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the NumPy dtype of an element type's name (bfloat16 through ml_dtypes).
 
     Raises:
-        ArchiveError: `name` is none of `DTYPES`.
+        ArchiveError: `name` is none of `STATE_DTYPES`.
     """
-    if name not in DTYPES:
-        raise ArchiveError(f"element type {name!r} is not supported; expected one of {', '.join(DTYPES)}")
+    if name not in STATE_DTYPES:
+        raise ArchiveError(f"element type {name!r} is not supported; expected one of {', '.join(STATE_DTYPES)}")
     if name == "bfloat16":
         import ml_dtypes
 
@@ -30,16 +31,14 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name).newbyteorder("<")
 
 
-def dtype_name(dtype: np.dtype[Any]) -> str:
+def dtype_name(dtype: np.dtype[Any], known: tuple[str, ...] = DTYPES) -> str:
     """Return the name of a NumPy dtype, for example ``"float32"``.
 
     Raises:
-        ArchiveError: the dtype is none of `DTYPES`.
+        ArchiveError: the dtype is none of those known.
     """
-    if dtype.name not in DTYPES:
-        raise ArchiveError(
-            f"features have element type {dtype.name!r}, expected one of {', '.join(DTYPES)}; convert them first"
-        )
+    if dtype.name not in known:
+        raise ArchiveError(f"element type {dtype.name!r}, expected one of {', '.join(known)}; convert the array first")
     return dtype.name
 
 

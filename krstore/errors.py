@@ -3,7 +3,8 @@
     KrstoreError
     ├── UsageError              the request itself is wrong (an unknown name, an invalid option)
     │   ├── UnknownNameError    a codec, preset, layer or key nobody knows; lists the known ones
-    │   └── ConfigError         an option of a codec that its type or range refuses
+    │   ├── ConfigError         an option of a codec that its type or range refuses
+    │   └── WrongKindError      a store of samples where one of a network's states is needed, or the reverse
     ├── ArchiveError            a source cannot be read as an archive, or its values cannot be encoded
     ├── OutputError             the target exists, or cannot be written
     ├── MissingExtraError       an optional dependency is needed and not installed
@@ -28,6 +29,7 @@ __all__ = [
     "TargetUnreachableError",
     "UnknownNameError",
     "UsageError",
+    "WrongKindError",
 ]
 
 
@@ -55,6 +57,10 @@ class UnknownNameError(UsageError):
 
 class ConfigError(UsageError):
     """A codec option that its type or range refuses."""
+
+
+class WrongKindError(UsageError):
+    """A store of samples where one of a network's states is needed, or the reverse."""
 
 
 class ArchiveError(KrstoreError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from krstore.codec import Codec
-from krstore.errors import KrstoreError, UnknownNameError
+from krstore.codec import AnyCodec, Codec, SnapshotCodec
+from krstore.errors import KrstoreError, UnknownNameError, UsageError
 
-__all__ = ["GROUP", "codec_names", "get_codec"]
+__all__ = ["GROUP", "codec_names", "get_codec", "get_sample_codec", "get_snapshot_codec"]
 
 GROUP = "krstore.codecs"
 
@@ -18,8 +18,8 @@ def codec_names() -> list[str]:
     return sorted(_entries())
 
 
-def get_codec(name: str) -> type[Codec[Any, Any]]:
-    """Import and return a codec class by name.
+def get_codec(name: str) -> type[AnyCodec[Any, Any]]:
+    """Import and return a codec class by name, a `Codec` or a `SnapshotCodec`.
 
     Raises:
         UnknownNameError: no codec of that name is registered; lists those that are.
@@ -33,8 +33,32 @@ def get_codec(name: str) -> type[Codec[Any, Any]]:
     if len(found) > 1:
         raise KrstoreError(f"codec {name!r} is registered more than once: {', '.join(e.value for e in found)}")
     codec = found[0].load()
-    if not (isinstance(codec, type) and issubclass(codec, Codec) and codec.name == name):
+    if not (isinstance(codec, type) and issubclass(codec, Codec | SnapshotCodec) and codec.name == name):
         raise KrstoreError(f"entry point {name!r} = {found[0].value!r} is no codec of that name")
+    return codec
+
+
+def get_sample_codec(name: str) -> type[Codec[Any, Any]]:
+    """Return a codec of samples by name.
+
+    Raises:
+        UsageError: it is a codec of a network's states; and as `get_codec`.
+    """
+    codec = get_codec(name)
+    if not issubclass(codec, Codec):
+        raise UsageError(f"codec {name} encodes a network's states (krstore.encode_snapshots), not samples")
+    return codec
+
+
+def get_snapshot_codec(name: str) -> type[SnapshotCodec[Any, Any]]:
+    """Return a codec of a network's states by name.
+
+    Raises:
+        UsageError: it is a codec of samples; and as `get_codec`.
+    """
+    codec = get_codec(name)
+    if not issubclass(codec, SnapshotCodec):
+        raise UsageError(f"codec {name} encodes samples (krstore.encode), not a network's states")
     return codec
 
 

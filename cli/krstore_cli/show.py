@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-__all__ = ["figure", "settings_text", "shape_text", "size_text", "store_block", "store_table"]
+__all__ = ["figure", "settings_text", "shape_text", "size_text", "store_block", "store_tables"]
 
 PARTS = ("network", "latent", "labels", "overhead")
 
@@ -19,44 +19,72 @@ PARTS = ("network", "latent", "labels", "overhead")
 def store_block(facts: Mapping[str, Any]) -> RenderableType:
     """Return one store's facts (`krstore.store.summary.summarise`) as an aligned block."""
     sizes, quality = facts["bytes"], dict(facts["quality"])
-    per_class = quality.pop("per_class", {})
-    kept = "" if facts["kept"] == facts["samples"] else f", {facts['kept']:,} kept"
-    classes = "no labels" if facts["classes"] is None else f"{facts['classes']:,}"
+    parts = {"class": quality.pop("per_class", {}), "step": dict(enumerate(quality.pop("per_step", ())))}
+    partial = facts.get("kept") != facts.get("samples")
     pairs = [
         ("codec", f"{facts['codec']} ({facts['kind']})"),
         ("config", settings_text(facts["config"])),
-        ("samples", f"{facts['samples']:,}{kept}"),
-        ("shape", f"{shape_text(facts['shape'])} {facts['dtype']}"),
-        ("classes", classes),
+        *(_states(facts) if facts["kind"] == "snapshot" else _samples(facts)),
         *((f"  {key}", str(value)) for key, value in facts["source"]["attributes"].items()),
         ("ratio", f"{facts['ratio']:.3f}"),
         ("source", _bytes(sizes["source"])),
         ("file", _bytes(sizes["file"])),
         *((f"  {part}", f"{_bytes(sizes[part])}  {100 * sizes[part] / sizes['file']:5.1f} %") for part in PARTS),
-        ("quality", ("lossless" if quality["mse"] == 0 else "lossy") + (", of what is kept" if kept else "")),
+        ("quality", ("lossless" if quality["mse"] == 0 else "lossy") + (", of what is kept" if partial else "")),
         *((f"  {name}", _quality(name, value)) for name, value in quality.items() if value is not None),
-        *((f"  mse of class {label}", figure(error)) for label, error in per_class.items()),
+        *((f"  mse of {what} {key}", figure(e)) for what, errors in parts.items() for key, e in errors.items()),
     ]
     return block(facts["path"], pairs)
 
 
-def store_table(stores: Sequence[Mapping[str, Any]]) -> Table:
-    """Return several stores' facts as a table."""
-    columns = ("store", "codec", "samples", "shape", "dtype", "bytes", "ratio", "mse", "nmse", "psnr", "cosine")
-    rows = [
+def _samples(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    kept = "" if facts["kept"] == facts["samples"] else f", {facts['kept']:,} kept"
+    classes = "no labels" if facts["classes"] is None else f"{facts['classes']:,}"
+    return [
+        ("samples", f"{facts['samples']:,}{kept}"),
+        ("shape", f"{shape_text(facts['shape'])} {facts['dtype']}"),
+        ("classes", classes),
+    ]
+
+
+def _states(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("steps", f"{facts['steps']:,}"),
+        ("network", f"{facts['arrays']:,} arrays, {facts['elements']:,} elements"),
+    ]
+
+
+def store_tables(stores: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return several stores' facts as tables, one of samples and one of networks' states."""
+    names = ("mse", "nmse", "psnr", "cosine")
+    samples = [
         (
             facts["path"],
             facts["codec"],
             f"{facts['kept']:,}",
             shape_text(facts["shape"]),
             facts["dtype"],
-            f"{facts['bytes']['file']:,}",
-            f"{facts['ratio']:.2f}",
-            *(_quality(name, facts["quality"][name]) for name in ("mse", "nmse", "psnr", "cosine")),
+            *_size_and_quality(facts, names),
         )
         for facts in stores
+        if facts["kind"] != "snapshot"
     ]
-    return table(columns, rows)
+    states = [
+        (facts["path"], facts["codec"], f"{facts['steps']:,}", *_size_and_quality(facts, names[:2]))
+        for facts in stores
+        if facts["kind"] == "snapshot"
+    ]
+    tables = []
+    if samples:
+        tables.append(table(("store", "codec", "samples", "shape", "dtype", "bytes", "ratio", *names), samples))
+    if states:
+        tables.append(table(("store", "codec", "steps", "bytes", "ratio", *names[:2]), states))
+    return tables
+
+
+def _size_and_quality(facts: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    figures = [_quality(name, facts["quality"][name]) for name in names]
+    return [f"{facts['bytes']['file']:,}", f"{facts['ratio']:.2f}", *figures]
 
 
 def shape_text(shape: Sequence[int]) -> str:

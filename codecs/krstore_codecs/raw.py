@@ -40,7 +40,7 @@ class RawConfig(CodecConfig, frozen=True, kw_only=True):
     level: Annotated[int, msgspec.Meta(ge=1, le=22, description="zstd level: higher is smaller and slower")] = 12
     block_samples: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=4096)] | None,
-        msgspec.Meta(description="samples compressed together; none: 4, and of small samples up to 16"),
+        msgspec.Meta(description="samples compressed together; none: 3, and of small samples up to 16"),
     ] = None
 
 
@@ -65,7 +65,7 @@ class Raw(Codec[RawConfig, Source]):
         return msgspec.structs.replace(self.config, block_samples=self._block_samples(fitted))
 
     def _block_samples(self, source: Source) -> int:
-        return self.config.block_samples or min(16, max(4, (16 << 10) // source.spec.sample_bytes))
+        return self.config.block_samples or min(16, max(3, (16 << 10) // source.spec.sample_bytes))
 
     def _blocks(self, source: Source) -> Iterator[bytes]:
         compressor = zstandard.ZstdCompressor(level=self.config.level)

@@ -7,9 +7,10 @@ from pathlib import Path
 from krstore.archives.rows import open_npy, open_npz, open_safetensors
 from krstore.archives.writer import ArchiveWriter, write_archive
 from krstore.errors import ArchiveError
+from krstore.snapshots import SnapshotSource
 from krstore.source import Source
 
-__all__ = ["SUFFIXES", "ArchiveWriter", "open_archive", "write_archive"]
+__all__ = ["SUFFIXES", "ArchiveWriter", "open_archive", "open_snapshots", "write_archive"]
 
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".safetensors", ".krs")
 
@@ -50,3 +51,28 @@ def open_archive(
             return StoreSource(Store(path))
         case other:
             raise ArchiveError(f"{path}: unknown kind of archive {other!r}; expected one of {', '.join(SUFFIXES)}")
+
+
+def open_snapshots(path: str | Path, *, trust: bool = False) -> SnapshotSource:
+    """Open a snapshot archive (.h5, .hdf5), or a snapshot store (.krs), as a source.
+
+    Args:
+        path: the file.
+        trust: follow HDF5 external links, external storage and virtual datasets, which read *other* files.
+
+    Raises:
+        ArchiveError: the file is missing, damaged or holds no network's states, a step is missing, or an array is of
+            an element type that is not supported.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArchiveError(f"{path} is not a file")
+    if path.suffix.lower() == ".krs":
+        from krstore.store.snapshots import SnapshotStore
+
+        return SnapshotStore(path)
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise ArchiveError(f"{path}: a snapshot archive is an HDF5 file (.h5, .hdf5) with a group step0, step1, ...")
+    from krstore.archives.snapshots import open_hdf5_snapshots
+
+    return open_hdf5_snapshots(path, trust=trust)

@@ -22,7 +22,7 @@ from krstore.source import Array, Ids, SourceSpec
 with contextlib.suppress(ImportError):  # registers the filters of Blosc, Zstd, Bitshuffle and others
     import hdf5plugin  # noqa: F401
 
-__all__ = ["create_hdf5", "open_hdf5"]
+__all__ = ["attributes_of", "create_file", "create_hdf5", "find_dataset", "open_hdf5", "readable", "reserve"]
 
 CHUNK_CACHE_BYTES = 32 << 20
 JSON_ATTRIBUTES = "krstore_json"
@@ -31,25 +31,25 @@ MAX_LIST_BYTES = 16 << 10  # HDF5 refuses attributes from 64 kB
 
 def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, trust: bool) -> Archive:
     """Open an HDF5 archive; see `krstore.archives.open_archive`."""
-    with contextlib.ExitStack() as stack, _readable(path):
+    with contextlib.ExitStack() as stack, readable(path):
         file = stack.enter_context(h5py.File(path, "r", rdcc_nbytes=CHUNK_CACHE_BYTES))
         likely = (features_key or "features", labels_key or "labels", "task")
-        known = {key for key in likely if _dataset(path, file, key, trust=trust)}
+        known = {key for key in likely if find_dataset(path, file, key, trust=trust)}
         if likely[0] not in known or (labels_key and labels_key not in known):
             known.update(_names(file))
         key = choose_key(path, features_key, "features", known)
         label_key = choose_labels(path, labels_key, known)
-        dataset = _dataset(path, file, key, trust=trust)
-        attributes = _attributes(file) | _attributes(dataset)
+        dataset = find_dataset(path, file, key, trust=trust)
+        attributes = attributes_of(file) | attributes_of(dataset)
         spec = make_spec(path, dataset.shape or (), dataset.dtype, key, label_key, attributes)
         dtype = numpy_dtype(spec.dtype)
 
         def column(name: str) -> Ids:
-            values = _dataset(path, file, name, trust=trust)
+            values = find_dataset(path, file, name, trust=trust)
             return read_column(path, name, values.shape or (), values.dtype, spec.samples, lambda: values[()])
 
         def rows(start: int, stop: int) -> Array:
-            with _readable(path):
+            with readable(path):
                 return np.asarray(dataset[start:stop], dtype=dtype)
 
         labels = None if label_key is None else column(label_key)
@@ -60,33 +60,49 @@ def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, t
 def create_hdf5(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> int:
     """Write an archive without its samples; return the offset at which their bytes belong, in order.
 
-    The file is whole but for those bytes: whoever fills them in needs no HDF5, and a crash meanwhile leaves no
-    half-written structure.
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with create_file(path, archive_attributes(spec)) as file:
+        for name, values in columns.items():
+            file.create_dataset(name, data=values)
+        return reserve(file, spec.features_key, (spec.samples, *spec.shape), numpy_dtype(spec.dtype))
+
+
+@contextlib.contextmanager
+def create_file(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Yield a file that is written when the block ends.
+
+    It is whole but for the bytes of reserved datasets: whoever fills them in needs no HDF5, and a crash meanwhile
+    leaves no half-written structure.
 
     Raises:
         OSError: the file cannot be written.
     """
-    attributes = archive_attributes(spec)
     rest = {name: value for name, value in attributes.items() if not _native(value)}
     recorder = _Recorder()
     with h5py.File(recorder, "w") as file:
-        for name, values in columns.items():
-            file.create_dataset(name, data=values)
         file.attrs.update({name: value for name, value in attributes.items() if name not in rest})
         if rest:
             file.attrs[JSON_ATTRIBUTES] = json.dumps(rest)
-        early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        shape, dtype = (spec.samples, *spec.shape), numpy_dtype(spec.dtype)
-        dataset = file.create_dataset(spec.features_key, shape, dtype, dcpl=early)
-        offset = int(dataset.id.get_offset())
+        yield file
     with path.open("wb") as target:
         for position, data in recorder.pieces:
             target.seek(position)
             target.write(data)
         target.truncate(recorder.size)
-    return offset
+
+
+def reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Make a dataset without its elements; return the offset at which their bytes belong, in order (0 without any)."""
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    folder, _, leaf = name.rpartition("/")
+    group = file.require_group(folder) if folder else file
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    return int(h5py.h5d.create(group.id, leaf.encode(), kind, space, early).get_offset() or 0)
 
 
 class _Recorder(io.RawIOBase):
@@ -122,7 +138,7 @@ class _Recorder(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn what h5py raises on a damaged or unreadable file into an `ArchiveError`."""
     try:
         yield
@@ -131,7 +147,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise ArchiveError(f"{path} cannot be read as HDF5: {error}{hint}") from error
 
 
-def _dataset(path: Path, file: h5py.File, key: str, *, trust: bool) -> h5py.Dataset:
+def find_dataset(path: Path, file: h5py.File, key: str, *, trust: bool) -> h5py.Dataset:
     """Return a dataset by key, or `None`; what leads out of the file is refused unopened, unless trusted."""
     if not trust:
         key = _followed(path, file, key)
@@ -171,7 +187,8 @@ def _names(file: h5py.File) -> list[str]:
     return names
 
 
-def _attributes(item: h5py.HLObject) -> dict[str, Any]:
+def attributes_of(item: h5py.HLObject) -> dict[str, Any]:
+    """Return the attributes of a file, group or dataset that JSON can hold."""
     raw = {}
     for name in item.attrs:
         with contextlib.suppress(TypeError):  # a type that NumPy has no equivalent of

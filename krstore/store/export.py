@@ -1,4 +1,4 @@
-"""Decoding a store into an archive again."""
+"""Decoding stores into archives again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from krstore.files import check_target
 from krstore.progress import SILENT, Progress
 from krstore.source import CHUNK_BYTES, Ids
 from krstore.store.reader import Store
+from krstore.store.snapshots import SnapshotStore
 
-__all__ = ["decode", "default_archive"]
+__all__ = ["decode", "decode_snapshots", "default_archive"]
 
 
 def default_archive(store: Store) -> Path:
@@ -92,3 +93,41 @@ def _rows(store: Store, ids: slice | Sequence[int] | Ids | None, classes: Iterab
     if not len(rows):
         raise UsageError(f"none of the {len(store):,} samples of {store.path} is asked for; nothing to decode")
     return rows
+
+
+def decode_snapshots(
+    store: SnapshotStore | str | Path,
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    device: str = "auto",
+    progress: Progress = SILENT,
+) -> Path:
+    """Write a store's states as a snapshot archive.
+
+    Args:
+        store: an open store, or its path.
+        output: the archive (.h5); default beside the store, as ``NAME.decoded.h5``.
+        force: replace an existing output.
+        device: where to decode, when `store` is a path.
+        progress: shown how it goes.
+
+    Returns:
+        the path of the archive.
+
+    Raises:
+        OutputError: the output exists or cannot be written.
+        CorruptStoreError: the payload is damaged.
+    """
+    if not isinstance(store, SnapshotStore):
+        with SnapshotStore(store, device=device) as opened:
+            return decode_snapshots(opened, output, force=force, progress=progress)
+    from krstore.archives.snapshots import write_snapshots
+
+    path = store.path.with_name(f"{store.path.stem}.decoded.h5") if output is None else Path(output)
+    check_target(path, force=force)
+    with write_snapshots(path, store.spec) as writer, progress.task("decode", len(store), "steps") as task:
+        for step in range(len(store)):
+            writer.append(store.state(step))
+            task.advance(1)
+    return path

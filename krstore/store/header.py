@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from krstore.dtypes import DTYPES
-from krstore.errors import CorruptStoreError, UsageError
+from krstore.dtypes import DTYPES, STATE_DTYPES
+from krstore.errors import CorruptStoreError, UsageError, WrongKindError
+from krstore.snapshots import ArraySpec, SnapshotSpec
 from krstore.source import SourceSpec
 
-__all__ = ["FORMAT_VERSION", "Header", "MemberInfo", "Quality", "SourceInfo", "decode_header", "encode_header"]
+__all__ = [
+    "FORMAT_VERSION",
+    "CommonHeader",
+    "Header",
+    "HeaderT",
+    "MemberInfo",
+    "Quality",
+    "SnapshotHeader",
+    "SnapshotInfo",
+    "SnapshotQuality",
+    "SourceInfo",
+    "decode_header",
+    "encode_header",
+]
 
 FORMAT_VERSION = 1
-MAX_SAMPLE_BYTES = 1 << 32
+MAX_SAMPLE_BYTES = MAX_ARRAY_BYTES = 1 << 32
+MAX_STEPS = 4096
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 48)]
@@ -78,27 +93,82 @@ class MemberInfo(msgspec.Struct, frozen=True):
     sha256: Sha256
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The header of a store."""
+class CommonHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """What the headers of all kinds of stores have."""
 
     krs_version: Positive
     min_reader: Positive
     flags: Literal[0]
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(dense|exemplar|snapshot)\Z")]
+    kind: str
     codec: Name
     config: dict[str, Any]
+    members: dict[MemberName, MemberInfo]
+
+
+class Header(CommonHeader, frozen=True, kw_only=True):
+    """The header of a store of samples."""
+
+    kind: Literal["dense", "exemplar"]
     source: SourceInfo
     kept: Positive
     classes: Positive | None
     quality: Quality
-    members: dict[MemberName, MemberInfo]
+
+
+class SnapshotQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """How far decoded states are from their source, over floating-point arrays; all others are exact.
+
+    Attributes:
+        mse: mean squared error over all elements of all steps.
+        nmse: `mse` over the variance of those elements (0 where that is 0).
+        max_abs: the largest absolute error.
+        per_step: `mse` of each step.
+    """
+
+    mse: float
+    nmse: float
+    max_abs: float
+    per_step: tuple[float, ...]
+
+
+class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was encoded; see `krstore.snapshots.SnapshotSpec`."""
+
+    steps: Annotated[tuple[dict[Key, ArraySpec], ...], msgspec.Meta(min_length=1, max_length=MAX_STEPS)]
+    bytes: Positive
+    sha256: Sha256
+    attributes: dict[str, Any]
+
+    @property
+    def spec(self) -> SnapshotSpec:
+        """The same, as the spec of a source."""
+        return SnapshotSpec(steps=self.steps, attributes=self.attributes)
+
+
+class SnapshotHeader(CommonHeader, frozen=True, kw_only=True):
+    """The header of a store of a network's states."""
+
+    kind: Literal["snapshot"]
+    source: SnapshotInfo
+    quality: SnapshotQuality
+
+
+HeaderT = TypeVar("HeaderT", bound=CommonHeader)
 
 
 class _Version(msgspec.Struct):
     min_reader: int
 
 
-def encode_header(header: Header) -> bytes:
+class _Kind(msgspec.Struct):
+    kind: str
+
+
+_TYPES: dict[str, type[CommonHeader]] = {"dense": Header, "exemplar": Header, "snapshot": SnapshotHeader}
+_READERS = {False: ("samples", "krstore.open"), True: ("a network's states", "krstore.SnapshotStore")}
+
+
+def encode_header(header: CommonHeader) -> bytes:
     """Return the header as JSON, keys in a fixed order.
 
     Raises:
@@ -106,18 +176,19 @@ def encode_header(header: Header) -> bytes:
     """
     data = msgspec.json.encode(header, order="deterministic")
     try:
-        decode_header(data)
+        decode_header(data, type(header))
     except CorruptStoreError as error:
         raise UsageError(f"this source cannot be kept in a store: {error}") from None
     return data
 
 
-def decode_header(data: bytes) -> Header:
+def decode_header(data: bytes, expected: type[HeaderT]) -> HeaderT:
     """Parse and check a header.
 
     Raises:
         CorruptStoreError: it is not JSON, a field is missing or of the wrong type, a size contradicts another,
             or it asks for a newer reader.
+        WrongKindError: it is the header of another kind of store.
     """
     try:
         needed = msgspec.json.decode(data, type=_Version).min_reader
@@ -125,9 +196,24 @@ def decode_header(data: bytes) -> Header:
             raise CorruptStoreError(
                 f"format version {needed} is needed; this krstore reads up to {FORMAT_VERSION}: upgrade krstore"
             )
-        header = msgspec.json.decode(data, type=Header)
+        kind = msgspec.json.decode(data, type=_Kind).kind
+        found = _TYPES.get(kind)
+        if found is None:
+            raise CorruptStoreError(f"a store of kind {kind[:80]!r}; known: {', '.join(_TYPES)}")
+        if not issubclass(found, expected):
+            what, reader = _READERS[kind == "snapshot"]
+            raise WrongKindError(f"this store holds {what}; {reader} reads it")
+        header = msgspec.json.decode(data, type=found)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptStoreError(f"the header is malformed: {error}") from error
+    if isinstance(header, Header):
+        _check_samples(header)
+    elif isinstance(header, SnapshotHeader):
+        _check_snapshots(header)
+    return header
+
+
+def _check_samples(header: Header) -> None:
     source = header.source
     if source.dtype not in DTYPES:
         raise CorruptStoreError(f"the header's element type {source.dtype!r} is none of {', '.join(DTYPES)}")
@@ -147,4 +233,17 @@ def decode_header(data: bytes) -> Header:
         raise CorruptStoreError(
             f"{header.classes} classes and {len(header.quality.per_class)} errors by class for {source.samples} samples"
         )
-    return header
+
+
+def _check_snapshots(header: SnapshotHeader) -> None:
+    steps, source = header.source.steps, header.source
+    for step, arrays in enumerate(steps):
+        for name, array in arrays.items():
+            if array.dtype not in STATE_DTYPES or "/" in name or name in (".", ".."):
+                raise CorruptStoreError(f"step {step} has an array {name[:80]!r} of element type {array.dtype!r}")
+            if array.bytes > MAX_ARRAY_BYTES:
+                raise CorruptStoreError(f"step {step}: array {name[:80]!r} of shape {array.shape} is too large")
+    if source.bytes != source.spec.bytes:
+        raise CorruptStoreError(f"states of {source.bytes} bytes; their arrays have {source.spec.bytes}")
+    if len(header.quality.per_step) != len(steps):
+        raise CorruptStoreError(f"{len(header.quality.per_step)} errors by step for {len(steps)} steps")

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from krstore.errors import KrstoreError
 from krstore.progress import SILENT, Progress
+from krstore.snapshots import SnapshotSource, SnapshotStats, State, check_state, is_float
 from krstore.source import Array, Ids, Source, SourceStats, class_indices, to_channels_first
-from krstore.store.header import Quality
+from krstore.store.header import Quality, SnapshotQuality
 
-__all__ = ["measure", "round_figure"]
+__all__ = ["measure", "measure_snapshots", "round_figure"]
 
 
 def measure(
@@ -60,6 +62,47 @@ def measure(
         cosine=float(cosine.mean()),
         per_class=tuple(round_figure(squared[ids].mean() / spec.elements) for ids in class_indices(labels).values()),
         coverage_mse=None if kept is None else _coverage(source, decode, kept),
+    )
+
+
+def measure_snapshots(
+    source: SnapshotSource, network: Callable[[int], State], stats: SnapshotStats, progress: Progress = SILENT
+) -> SnapshotQuality:
+    """Compare a network's states with their decoding.
+
+    Args:
+        source: the states as they were.
+        network: returns the decoded state of a step.
+        stats: of the source.
+
+    Raises:
+        KrstoreError: the codec is at fault: an array is missing, of another shape, or not exact where it must be.
+    """
+    squared, counts, max_abs = [0.0] * len(source.spec.steps), [0] * len(source.spec.steps), 0.0
+    with progress.task("measure", len(counts), "steps") as task:
+        for step, arrays in enumerate(source.spec.steps):
+            state = network(step)
+            try:
+                check_state(state, arrays)
+            except ValueError as error:
+                raise KrstoreError(f"step {step} decodes wrongly: {error}") from error
+            for name, spec in arrays.items():
+                truth = source.read(step, name)
+                if not is_float(spec):
+                    if not np.array_equal(truth, state[name]):
+                        raise KrstoreError(f"step {step}: {name!r} of type {spec.dtype} does not decode exactly")
+                    continue
+                errors = truth.astype(np.float64) - state[name].astype(np.float64)
+                squared[step] += float(np.square(errors).sum())
+                counts[step] += errors.size
+                max_abs = max(max_abs, float(np.abs(errors).max(initial=0)))
+            task.advance(1)
+    mse = sum(squared) / max(1, sum(counts))
+    return SnapshotQuality(
+        mse=mse,
+        nmse=mse / stats.variance if stats.variance > 0 else 0.0,
+        max_abs=max_abs,
+        per_step=tuple(round_figure(total / max(1, count)) for total, count in zip(squared, counts, strict=True)),
     )
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import struct
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import zstandard
 
-from krstore.errors import CorruptStoreError, KrstoreError, UsageError
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.source import Array, Ids, SourceSpec
 from krstore.store.columns import unpack_column
-from krstore.store.container import Container
-from krstore.store.header import Header, Quality, decode_header
-from krstore.store.layout import HEADER
+from krstore.store.header import Header, Quality
+from krstore.store.opened import PayloadView, StoreFile
 
 if TYPE_CHECKING:
     import torch
@@ -26,79 +20,15 @@ if TYPE_CHECKING:
     from krstore.codec import Decoder
     from krstore.replay import Replay
 
-__all__ = ["PAYLOAD", "Sizes", "Store", "StoreSource"]
+__all__ = ["Store", "StoreSource"]
 
-PAYLOAD = "payload/"
-COLUMNS = ("labels", "task", "ids")
 MAX_SAMPLES_PER_BYTE = 1024
 
 
-class Sizes(msgspec.Struct, frozen=True):
-    """Where the bytes of a store went.
+class Store(StoreFile[Header]):
+    """An open store of samples; see `krstore.store.opened.StoreFile`."""
 
-    `file` is exactly `network` (what all samples share) + `latent` (what each sample or group has) + `labels`
-    (labels, tasks and source IDs) + `overhead` (header, directory, block indices, checksums).
-    """
-
-    source: int
-    file: int
-    network: int
-    latent: int
-    labels: int
-    overhead: int
-
-
-class PayloadView:
-    """The payload's members by the names the codec gave them."""
-
-    def __init__(self, container: Container) -> None:
-        self._container = container
-
-    def names(self) -> list[str]:
-        """Return the payload members' names."""
-        return [name.removeprefix(PAYLOAD) for name in self._container.names() if name.startswith(PAYLOAD)]
-
-    def size(self, name: str) -> int:
-        """Return the number of bytes of a member."""
-        return self._container.size(PAYLOAD + name)
-
-    def read(self, name: str) -> bytes:
-        """Return a whole member."""
-        return self._container.read(PAYLOAD + name)
-
-    def read_at(self, name: str, offset: int, size: int) -> bytes:
-        """Return `size` bytes of a member from `offset`."""
-        return self._container.read_at(PAYLOAD + name, offset, size)
-
-
-class Store:
-    """An open store.
-
-    Opening reads and checks the directory and the header only. Labels, the codec and its network are loaded when
-    they are first needed, and the file is held open only from the first of these reads on. A store pickles as its
-    path, so it travels to `DataLoader` workers; several threads may read it at once.
-
-    Args:
-        path: a `.krs` file.
-        device: where neural codecs decode: ``"auto"``, ``"cpu"``, ``"cuda"``...
-
-    Raises:
-        UsageError: there is no such file, or it cannot be opened.
-        CorruptStoreError: the file is damaged, truncated, contradicts itself, or needs a newer krstore.
-    """
-
-    def __init__(self, path: str | Path, *, device: str = "auto") -> None:
-        self.path = Path(path)
-        self.device = device
-        self._container = Container(self.path)
-        try:
-            with self._reading():
-                self.header = self._checked_header()
-        finally:
-            self._container.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(Store, device=self.device), (str(self.path.absolute()),)
+    _header_type = Header
 
     def __len__(self) -> int:
         return self.header.kept
@@ -106,30 +36,6 @@ class Store:
     def __repr__(self) -> str:
         what = f"{self.codec}, {len(self)} samples of {self.source.shape}, ratio {self.ratio:.1f}"
         return f"Store({str(self.path)!r}: {what})"
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_container"):
-            self._container.close()
-
-    def close(self) -> None:
-        """Give the file descriptor back; a later read opens the file again."""
-        self._container.close()
-
-    @property
-    def codec(self) -> str:
-        """The codec's name."""
-        return self.header.codec
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The codec's options."""
-        return self.header.config
 
     @property
     def source(self) -> SourceSpec:
@@ -140,23 +46,6 @@ class Store:
     def quality(self) -> Quality:
         """How far the decoded samples are from the source, as measured when the store was written."""
         return self.header.quality
-
-    @property
-    def ratio(self) -> float:
-        """Bytes of the source samples over bytes of this file."""
-        return self.header.source.bytes / self._container.file_bytes
-
-    @functools.cached_property
-    def bytes(self) -> Sizes:
-        """Where the bytes went."""
-        split = {"network": 0, "latent": 0, "labels": 0}
-        for name, member in self.header.members.items():
-            if name in COLUMNS:
-                split["labels"] += member.bytes
-            elif not self._is_index(name):
-                split[name.split("/")[1]] += member.bytes
-        file = self._container.file_bytes
-        return Sizes(source=self.header.source.bytes, file=file, **split, overhead=file - sum(split.values()))
 
     @functools.cached_property
     def labels(self) -> Ids | None:
@@ -234,17 +123,13 @@ class Store:
     def decoder(self) -> Decoder:
         """The open payload; imports the codec's code."""
         from krstore.codec import OpenContext
-        from krstore.registry import codec_names, get_codec
+        from krstore.registry import get_sample_codec
         from krstore.tensors import resolve_device
 
-        if self.codec not in codec_names():
-            raise UsageError(
-                f"{self.path} was written by codec {self.codec!r}, which is not installed; "
-                f"known: {', '.join(codec_names())}"
-            )
+        self._check_installed()
         context = OpenContext(spec=self.source, kept=len(self), labels=self.labels, device=resolve_device(self.device))
         with self._reading():
-            return get_codec(self.codec).open(PayloadView(self._container), context)
+            return get_sample_codec(self.codec).open(PayloadView(self._container), context)
 
     def decode_tensor(self, rows: Ids) -> torch.Tensor:
         """Decode payload rows to a tensor on the decoding device."""
@@ -259,16 +144,6 @@ class Store:
 
         return Replay(self, batch_size=batch_size, **options)
 
-    def check(self) -> dict[str, int]:
-        """Read everything and check every checksum; return the number of bytes checked by member.
-
-        Raises:
-            CorruptStoreError: names the first damaged member, or block with its samples.
-        """
-        from krstore.store.verify import check_members
-
-        return check_members(self.path, self._container, self.header)
-
     def _column(self, name: str) -> Ids | None:
         if name not in self.header.members:
             return None
@@ -279,39 +154,15 @@ class Store:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
             raise UsageError(f"rows {rows.min()} to {rows.max()} of a store of {len(self)} samples")
 
-    def _is_index(self, name: str) -> bool:
-        return name.endswith(".index") and name.removesuffix(".index") in self.header.members
+    @property
+    def _source_bytes(self) -> int:
+        return self.header.source.bytes
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Name the file in every error, and turn what a codec trips over in a damaged payload into an error."""
-        try:
-            yield
-        except CorruptStoreError as error:
-            raise CorruptStoreError(f"{self.path}: {str(error).removeprefix(f'{self.path}: ')}") from error
-        except (ValueError, LookupError, TypeError, ArithmeticError, struct.error, zstandard.ZstdError) as error:
-            raise CorruptStoreError(f"{self.path}: the payload does not fit its codec: {error}") from error
-        except MemoryError as error:
-            raise KrstoreError(f"{self.path}: not enough memory ({error}); read fewer samples at a time") from error
-
-    def _checked_header(self) -> Header:
-        header = decode_header(self._container.header())
+    def _check_columns(self, header: Header, columns: list[str]) -> None:
         if header.source.samples > MAX_SAMPLES_PER_BYTE * self._container.file_bytes:
             raise CorruptStoreError(f"{header.source.samples} samples in a file of {self._container.file_bytes} bytes")
-        present = {name: self._container.size(name) for name in self._container.names() if name != HEADER}
-        listed = {name: member.bytes for name, member in header.members.items()}
-        if present != listed:
-            odd = sorted({*present.items()} ^ {*listed.items()})[0][0]
-            raise CorruptStoreError(f"member {odd!r} is missing, unknown, or not of the listed size")
-        allowed = (f"{PAYLOAD}network/", f"{PAYLOAD}latent/")
-        strangers = [name for name in listed if name not in COLUMNS and not name.startswith(allowed)]
-        if strangers:
-            raise CorruptStoreError(f"member {strangers[0]!r} does not belong in a store")
-        if (header.kind == "exemplar") != ("ids" in listed) or (header.classes is None) == ("labels" in listed):
-            raise CorruptStoreError(
-                f"a {header.kind} store of {header.classes} classes with columns {[n for n in COLUMNS if n in listed]}"
-            )
-        return header
+        if (header.kind == "exemplar") != ("ids" in columns) or (header.classes is None) == ("labels" in columns):
+            raise CorruptStoreError(f"a {header.kind} store of {header.classes} classes with columns {columns}")
 
 
 class StoreSource:

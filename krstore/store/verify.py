@@ -9,20 +9,25 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from krstore.archives import open_archive
+from krstore.archives import open_archive, open_snapshots
 from krstore.errors import ArchiveError, CorruptStoreError
 from krstore.progress import SILENT, Progress
-from krstore.source import CHUNK_BYTES, Source, SourceStats, scan
+from krstore.snapshots import SnapshotSource, SnapshotSpec, scan_snapshots
+from krstore.source import CHUNK_BYTES, Source, SourceSpec, SourceStats, scan
 from krstore.store.blocks import check_blocks
 from krstore.store.container import Container
-from krstore.store.header import Header, Quality
-from krstore.store.quality import measure
+from krstore.store.header import CommonHeader, Header, Quality, SnapshotQuality
+from krstore.store.opening import open_store
+from krstore.store.quality import measure, measure_snapshots
 from krstore.store.reader import Store
+from krstore.store.snapshots import SnapshotStore
 
 __all__ = ["TOLERANCE", "VerifyReport", "check_members", "verify"]
 
 PIECE = 16 << 20
 TOLERANCE = 1e-6
+
+AnySource = Source | SnapshotSource
 
 
 class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,17 +35,19 @@ class VerifyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         path: the store.
+        kind: ``dense``, ``exemplar`` or ``snapshot``.
         members: the bytes of each member whose checksum was compared.
-        decoded: how many samples were decoded.
+        decoded: how many samples, or states, were decoded.
         quality: as measured again, where an archive was given.
         differences: by name, (in the header, measured again) of each figure of the quality that differs by more
             than `TOLERANCE`, relative.
     """
 
     path: str
+    kind: str
     members: dict[str, int]
     decoded: int = 0
-    quality: Quality | None = None
+    quality: Quality | SnapshotQuality | None = None
     differences: dict[str, tuple[float | None, float | None]] = {}
 
     @property
@@ -53,7 +60,7 @@ def verify(
     path: str | Path,
     *,
     decode: bool = False,
-    against: Source | str | Path | None = None,
+    against: AnySource | str | Path | None = None,
     trust: bool = False,
     device: str = "auto",
     progress: Progress = SILENT,
@@ -62,9 +69,9 @@ def verify(
 
     Args:
         path: the store.
-        decode: decode every sample, and check shape, element type and that all values are finite.
+        decode: decode every sample or state, and check shape, element type and that all values are finite.
         against: the archive that was encoded: check that it is (by its SHA-256 and labels), and measure the quality
-            again, but not by class where an archive comes without labels.
+            again, but not by class where an archive comes without labels. For a network's states, their archive.
         trust: let `against` read other files; see `krstore.archives.open_archive`.
         device: where neural codecs decode.
         progress: shown how it goes.
@@ -73,19 +80,33 @@ def verify(
         CorruptStoreError: names the first damage found.
         ArchiveError: `against` cannot be read, or is not what was encoded.
     """
-    with Store(path, device=device) as store:
-        members = store.check()
+    with open_store(path, device=device) as store:
+        kind, members = store.header.kind, store.check()
         if against is None:
-            decoded = _decode_all(store, progress) if decode else 0
-            return VerifyReport(path=str(path), members=members, decoded=decoded)
-        source, stats = _same_source(store, against, trust, progress)
-        kept = store.ids if "ids" in store.header.members else None
-        quality = measure(source, store.decode, stats, kept, progress)
+            if decode:
+                _decode_all(store, progress)
+            return VerifyReport(path=str(path), kind=kind, members=members, decoded=len(store) if decode else 0)
+        quality: Quality | SnapshotQuality
+        if isinstance(store, SnapshotStore):
+            quality = _measure_states(store, against, trust, progress)
+        else:
+            source, stats = _same_source(store, against, trust, progress)
+            kept = store.ids if "ids" in store.header.members else None
+            quality = measure(source, store.decode, stats, kept, progress)
         differences = _differences(store.quality, quality)
-    return VerifyReport(path=str(path), members=members, decoded=len(store), quality=quality, differences=differences)
+    return VerifyReport(
+        path=str(path), kind=kind, members=members, decoded=len(store), quality=quality, differences=differences
+    )
 
 
-def _decode_all(store: Store, progress: Progress) -> int:
+def _decode_all(store: Store | SnapshotStore, progress: Progress) -> None:
+    if isinstance(store, SnapshotStore):
+        _decode_states(store, progress)
+    else:
+        _decode_samples(store, progress)
+
+
+def _decode_samples(store: Store, progress: Progress) -> None:
     spec = store.source
     step = max(1, CHUNK_BYTES // max(1, spec.sample_bytes))
     with progress.task("decode", len(store)) as task:
@@ -103,17 +124,52 @@ def _decode_all(store: Store, progress: Progress) -> int:
                     f"{store.path}: sample {store.ids[rows[~finite][0]]} decodes to NaN or infinity"
                 )
             task.advance(len(rows))
-    return len(store)
+
+
+def _decode_states(store: SnapshotStore, progress: Progress) -> None:
+    with progress.task("decode", len(store), "steps") as task:
+        for step in range(len(store)):
+            for name, array in store.state(step).items():
+                if not np.isfinite(array.astype(np.float64)).all():
+                    raise CorruptStoreError(f"{store.path}: step {step}: {name!r} decodes to NaN or infinity")
+            task.advance(1)
+
+
+def _measure_states(
+    store: SnapshotStore, against: AnySource | str | Path, trust: bool, progress: Progress
+) -> SnapshotQuality:
+    """Open and scan the archive, make sure that it is the one that was encoded, and measure again."""
+    source = open_snapshots(against, trust=trust) if isinstance(against, str | Path) else against
+    if not isinstance(source.spec, SnapshotSpec):
+        raise ArchiveError(f"the archive holds samples; {store.path} was encoded from a network's states")
+    if source.spec.steps != store.spec.steps:
+        raise ArchiveError(
+            f"the archive's {len(source.spec.steps)} steps have other arrays than the {len(store)} that {store.path} "
+            "was encoded from"
+        )
+    stats = scan_snapshots(source, progress)
+    _check_hash(store, stats.sha256, "arrays")
+    return measure_snapshots(source, store.state, stats, progress)
+
+
+def _check_hash(store: Store | SnapshotStore, sha256: str, what: str) -> None:
+    if sha256 != store.header.source.sha256:
+        raise ArchiveError(
+            f"the archive is not what {store.path} was encoded from: its {what} have SHA-256 {sha256}; the header says "
+            f"{store.header.source.sha256}"
+        )
 
 
 def _same_source(
-    store: Store, against: Source | str | Path, trust: bool, progress: Progress
+    store: Store, against: AnySource | str | Path, trust: bool, progress: Progress
 ) -> tuple[Source, SourceStats]:
     """Open and scan the archive, and make sure that it is the one that was encoded."""
     spec = store.source
     if isinstance(against, str | Path):
         labels_key = None if store.labels is None or Path(against).suffix == ".npy" else spec.labels_key
         against = open_archive(against, features_key=spec.features_key, labels_key=labels_key, trust=trust)
+    if not isinstance(against.spec, SourceSpec):
+        raise ArchiveError(f"the archive holds a network's states; {store.path} was encoded from samples")
     own = against.spec
     if (own.samples, own.shape, own.dtype) != (spec.samples, spec.shape, spec.dtype):
         raise ArchiveError(
@@ -121,11 +177,7 @@ def _same_source(
             f"{spec.samples} of {spec.shape} {spec.dtype}"
         )
     stats = scan(against, progress)
-    if stats.sha256 != store.header.source.sha256:
-        raise ArchiveError(
-            f"the archive is not what {store.path} was encoded from: its features have SHA-256 {stats.sha256}; "
-            f"the header says {store.header.source.sha256}"
-        )
+    _check_hash(store, stats.sha256, "features")
     if store.labels is None:
         return against, stats
     if against.labels is None and "ids" in store.header.members:
@@ -135,20 +187,25 @@ def _same_source(
     return against, stats
 
 
-def _differences(stated: Quality, measured: Quality) -> dict[str, tuple[float | None, float | None]]:
-    old, new = (
-        {**msgspec.structs.asdict(q), **{f"per_class[{rank}]": error for rank, error in enumerate(q.per_class)}}
-        for q in (stated, measured)
-    )
+def _differences(stated: msgspec.Struct, measured: msgspec.Struct) -> dict[str, tuple[float | None, float | None]]:
+    old, new = _figures(stated), _figures(measured)
     found: dict[str, tuple[float | None, float | None]] = {}
-    for name in (old.keys() & new.keys()) - {"per_class"}:
+    for name in old.keys() & new.keys():
         a, b = old[name], new[name]
         if a != b and (a is None or b is None or not math.isclose(a, b, rel_tol=TOLERANCE)):
             found[name] = (a, b)
     return dict(sorted(found.items()))
 
 
-def check_members(path: Path, container: Container, header: Header) -> dict[str, int]:
+def _figures(quality: msgspec.Struct) -> dict[str, float | None]:
+    """Return the figures of a quality by name, those of classes or steps as ``name[0]``, ``name[1]``, ..."""
+    figures: dict[str, float | None] = {}
+    for name, value in msgspec.structs.asdict(quality).items():
+        figures.update({f"{name}[{i}]": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value})
+    return figures
+
+
+def check_members(path: Path, container: Container, header: CommonHeader) -> dict[str, int]:
     """Check the SHA-256 of every member; where a block sequence is damaged, name the block.
 
     Raises:
@@ -160,7 +217,7 @@ def check_members(path: Path, container: Container, header: Header) -> dict[str,
         for offset in range(0, member.bytes, PIECE):
             digest.update(container.read_at(name, offset, min(PIECE, member.bytes - offset)))
         if digest.hexdigest() != member.sha256:
-            if f"{name}.index" in header.members:
+            if f"{name}.index" in header.members and isinstance(header, Header):
                 check_blocks(container, name, header.kept)
             raise CorruptStoreError(f"{path}: member {name!r} does not match its SHA-256")
         checked[name] = member.bytes

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
-import numpy as np
 
-from krstore.archives import open_archive
+from krstore.archives import open_archive, open_snapshots
 from krstore.checkpoint import Checkpoint
-from krstore.codec import Codec, FitContext, Kind, OpenContext
+from krstore.codec import AnyCodec
 from krstore.config import build_config
-from krstore.errors import KrstoreError, UsageError
+from krstore.errors import UsageError
 from krstore.files import atomic_write, check_target
 from krstore.progress import SILENT, Progress
-from krstore.registry import get_codec
-from krstore.source import Ids, Source, SourceStats, scan
-from krstore.store.blocks import block_index
-from krstore.store.columns import pack_column
-from krstore.store.container_writer import ContainerWriter
-from krstore.store.header import FORMAT_VERSION, Header, MemberInfo, Quality, SourceInfo, encode_header
-from krstore.store.quality import measure, round_figure
+from krstore.registry import get_sample_codec, get_snapshot_codec
+from krstore.snapshots import SnapshotSource
+from krstore.source import Source
+from krstore.store.header import encode_header
 from krstore.store.rate import DEFAULT_RATIO, Target, make_target, search
-from krstore.store.reader import PAYLOAD, Store
+from krstore.store.reader import Store
+from krstore.store.sink import Sink
+from krstore.store.snapshots import SnapshotStore
+from krstore.store.subjects import AnyQuality, Samples, Snapshots, Subject
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["default_output", "encode"]
+__all__ = ["default_output", "encode", "encode_snapshots"]
 
 
 def default_output(path: Path, codec: str) -> Path:
@@ -79,134 +77,137 @@ def encode(
         TargetUnreachableError: the codec cannot honour the target; no file is written.
         OutputError: the output exists or cannot be written.
     """
-    if not 0 <= seed < 1 << 31:
-        raise UsageError(f"seed={seed} is not in 0..{(1 << 31) - 1}")
-    if isinstance(source, str | Path):
-        path = Path(source)
-        output = default_output(path, codec) if output is None else output
-        if path.resolve() == Path(output).resolve() and path.suffix != ".krs":
-            raise UsageError(f"{path} is the archive itself; name another output")
-        source = open_archive(path)
-    if output is None:
-        raise UsageError("name an output: a source that is no file has no place beside it")
-    output = Path(output)
-    check_target(output, force=force)
+    job = _Job(source, output, codec, seed, force)
+    codec_type = get_sample_codec(codec)
+    opened = open_archive(source) if isinstance(source, str | Path) else source
+    config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
+    target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
     from krstore.modules import weights_hash
     from krstore.tensors import resolve_device
 
-    codec_type = get_codec(codec)
-    config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
-    target = make_target(source.spec.bytes, ratio, max_bytes, max_mse)
-    if codec_type.lossless and target is not None:
-        raise UsageError(f"codec {codec} is lossless: it takes no ratio, max_bytes or max_mse")
-    if target is None and preset is None and not codec_type.lossless:
-        target = make_target(source.spec.bytes, DEFAULT_RATIO, None, None)
-    instance = codec_type(config)
-    instance.validate(source.spec)
     device = resolve_device(device)
-    stats = scan(source, progress)
+    samples = Samples(codec_type(config), opened, task_model, device, progress)
     task = None if task_model is None else weights_hash(task_model)
-    fingerprint = msgspec.json.encode(
-        [codec, config, stats.sha256, seed, target and [target.max_bytes, target.max_mse], task]
-    )
-    checkpoint = Checkpoint(output.with_name(f".{output.name}.checkpoint"), fingerprint.decode(), resume=resume)
-    encoder = _Encoder(instance, source, stats, target, device, progress)
-    with atomic_write(output) as file:
-        encoder.write(file, seed, checkpoint, task_model)
-    checkpoint.discard()
-    return Store(output, device=device)
+    job.run(samples, target, resume=resume, task=task)
+    return Store(job.output, device=device)
 
 
-class _Sink:
-    """Writes a payload into a container, keeping what an exemplar codec says it keeps."""
+def encode_snapshots(
+    source: SnapshotSource | str | Path,
+    output: str | Path | None = None,
+    *,
+    codec: str,
+    ratio: float | None = None,
+    max_bytes: int | None = None,
+    max_mse: float | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress = SILENT,
+) -> SnapshotStore:
+    """Encode a network's states into a store and open it.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.container = ContainerWriter(file)
-        self.kept: Ids | None = None
+    Args:
+        source: a snapshot archive's path (see `krstore.archives.open_snapshots`), or any `SnapshotSource`.
+        others: as for `encode`; ratio and error are of all arrays of all steps.
 
-    def write(self, name: str, data: bytes) -> None:
-        self.container.write(self._checked(name), [data])
+    Raises:
+        as `encode`.
+    """
+    job = _Job(source, output, codec, seed, force)
+    codec_type = get_snapshot_codec(codec)
+    opened = open_snapshots(source) if isinstance(source, str | Path) else source
+    config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
+    target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
+    from krstore.tensors import resolve_device
 
-    def write_blocks(self, name: str, block_samples: int, blocks: Iterable[bytes]) -> None:
-        sizes: list[int] = []
-        checksums: list[int] = []
+    device = resolve_device(device)
+    job.run(Snapshots(codec_type(config), opened, device, progress), target, resume=resume)
+    return SnapshotStore(job.output, device=device)
 
-        def counted() -> Iterable[bytes]:
-            for block in blocks:
-                sizes.append(len(block))
-                checksums.append(zlib.crc32(block))
-                yield block
 
-        self.container.write(self._checked(name), counted())
-        self.container.write(self._checked(f"{name}.index"), [block_index(block_samples, sizes, checksums)])
+def _target(
+    codec: type[AnyCodec[Any, Any]],
+    source_bytes: int,
+    preset: str | None,
+    ratio: float | None,
+    max_bytes: int | None,
+    max_mse: float | None,
+) -> Target | None:
+    target = make_target(source_bytes, ratio, max_bytes, max_mse)
+    if codec.lossless and target is not None:
+        raise UsageError(f"codec {codec.name} is lossless: it takes no ratio, max_bytes or max_mse")
+    if target is None and preset is None and not codec.lossless:
+        return make_target(source_bytes, DEFAULT_RATIO, None, None)
+    return target
 
-    def keep(self, ids: Ids) -> None:
-        self.kept = np.asarray(ids, np.int64)
 
-    def _checked(self, name: str) -> str:
-        if not name.startswith(("network/", "latent/")):
-            raise KrstoreError(f"payload member {name!r}: a codec's members begin with network/ or latent/")
-        return PAYLOAD + name
+class _Job:
+    """One encode: where it goes, and what names it."""
 
-    # what has been written is read back through these, to measure the quality of the very bytes of the file
+    def __init__(self, source: object, output: str | Path | None, codec: str, seed: int, force: bool) -> None:
+        if not 0 <= seed < 1 << 31:
+            raise UsageError(f"seed={seed} is not in 0..{(1 << 31) - 1}")
+        if isinstance(source, str | Path):
+            path = Path(source)
+            output = default_output(path, codec) if output is None else output
+            if path.resolve() == Path(output).resolve() and path.suffix != ".krs":
+                raise UsageError(f"{path} is the archive itself; name another output")
+        if output is None:
+            raise UsageError("name an output: a source that is no file has no place beside it")
+        self.output, self.seed = Path(output), seed
+        check_target(self.output, force=force)
 
-    def names(self) -> list[str]:
-        return [name.removeprefix(PAYLOAD) for name in self.container.names() if name.startswith(PAYLOAD)]
-
-    def size(self, name: str) -> int:
-        return self.container.size(PAYLOAD + name)
-
-    def read(self, name: str) -> bytes:
-        return self.container.read(PAYLOAD + name)
-
-    def read_at(self, name: str, offset: int, size: int) -> bytes:
-        return self.container.read_at(PAYLOAD + name, offset, size)
+    def run(self, subject: Subject, target: Target | None, *, resume: bool, task: str | None = None) -> None:
+        """Encode into the output."""
+        codec = subject.codec
+        limits = target and [target.max_bytes, target.max_mse]
+        fingerprint = msgspec.json.encode([codec.name, codec.config, subject.sha256, self.seed, limits, task])
+        state = self.output.with_name(f".{self.output.name}.checkpoint")
+        checkpoint = Checkpoint(state, fingerprint.decode(), resume=resume)
+        with atomic_write(self.output) as file:
+            _Encoder(subject, target).write(file, self.seed, checkpoint)
+        checkpoint.discard()
 
 
 class _Encoder:
     """One encode under way: fits once, packs until the target is honoured, measures, and closes the file."""
 
-    def __init__(
-        self, codec: Codec[Any, Any], source: Source, stats: SourceStats, target: Target | None, device: str,
-        progress: Progress,
-    ) -> None:  # fmt: skip
-        self.codec, self.source, self.stats, self.target = codec, source, stats, target
-        self.device, self.progress, self.config = device, progress, codec.config
-        self.classes = None if source.labels is None else len(np.unique(source.labels))
+    def __init__(self, subject: Subject, target: Target | None) -> None:
+        self.subject, self.codec, self.target = subject, subject.codec, target
+        self.config = self.codec.config
 
-    def write(self, file: BinaryIO, seed: int, checkpoint: Checkpoint, task_model: torch.nn.Module | None) -> None:
+    def write(self, file: BinaryIO, seed: int, checkpoint: Checkpoint) -> None:
         """Fit, pack and finish the store in `file`."""
         by_bytes = self.target is not None and self.target.max_bytes is not None
         self.slack = 64
-        budget = self._payload_budget(file) if by_bytes else None
-        context = FitContext(
-            stats=self.stats, budget=budget, device=self.device, seed=seed, progress=self.progress,
-            checkpoint=checkpoint, task_model=task_model,
-        )  # fmt: skip
-        fitted = self.codec.fit(self.source, context)
+        fitted = self.subject.fit(self._payload_budget(file) if by_bytes else None, seed, checkpoint)
         self.config = self.codec.settled(fitted)
         while True:
             self._pack_to_target(file, fitted)
-            quality = self.quality or self._measure()
+            quality = self.quality or self.subject.measure(self.sink)
             if self._finish(quality) or not by_bytes:
                 return
             self.slack *= 4
 
     def _pack_to_target(self, file: BinaryIO, fitted: Any) -> None:
         knob = self.codec.knob(fitted)
-        self.quality: Quality | None = None
+        self.quality: AnyQuality | None = None
 
         def pack(value: float) -> None:
-            self.sink = _Sink(file)
+            self.sink = Sink(file)
             self.codec.pack(fitted, value, self.sink)
-            self._write_columns(self.sink)
+            self.subject.write_columns(self.sink)
             self.quality = None
 
         def trial(value: float) -> float:
             pack(value)
             if self.target is not None and self.target.max_bytes is not None:
-                return self.sink.container.finished_bytes(self._header(self._placeholder_quality())) + self.slack
-            self.quality = self._measure()
+                return self._finished_bytes()
+            self.quality = self.subject.measure(self.sink)
             return self.quality.mse
 
         if self.target is None:
@@ -217,69 +218,18 @@ class _Encoder:
     def _payload_budget(self, file: BinaryIO) -> int:
         """Return what the target leaves to the payload after header, labels and directory."""
         assert self.target is not None
-        self.sink = _Sink(file)
-        if self.codec.kind is not Kind.EXEMPLAR:
-            self._write_columns(self.sink)
-        left = (
-            int(self.target.limit)
-            - self.sink.container.finished_bytes(self._header(self._placeholder_quality()))
-            - self.slack
-        )
-        return max(0, left)
+        self.sink = Sink(file)
+        self.subject.write_columns(self.sink)
+        return max(0, int(self.target.limit) - self._finished_bytes())
 
-    def _write_columns(self, sink: _Sink) -> None:
-        for name, values in (("labels", self.source.labels), ("task", self.source.task)):
-            if values is not None:
-                sink.container.write(name, [pack_column(values if sink.kept is None else values[sink.kept])])
-        if sink.kept is not None:
-            sink.container.write("ids", [pack_column(sink.kept)])
+    def _finished_bytes(self) -> int:
+        """Return at most how large the file will be."""
+        return self.sink.container.finished_bytes(self._header(self.subject.placeholder_quality())) + self.slack
 
-    def _decode(self) -> Any:
-        labels = self.source.labels
-        if labels is not None and self.sink.kept is not None:
-            labels = labels[self.sink.kept]
-        context = OpenContext(spec=self.source.spec, kept=self._kept(), labels=labels, device=self.device)
-        return self.codec.open(self.sink, context).decode
+    def _header(self, quality: AnyQuality) -> bytes:
+        return encode_header(self.subject.header(msgspec.to_builtins(self.config), quality, self.sink))
 
-    def _kept(self) -> int:
-        return self.source.spec.samples if self.sink.kept is None else len(self.sink.kept)
-
-    def _measure(self) -> Quality:
-        return measure(self.source, self._decode(), self.stats, self.sink.kept, self.progress)
-
-    def _placeholder_quality(self) -> Quality:
-        """A quality whose JSON is at least as long as any real one's."""
-        digits = iter(np.random.default_rng(0).uniform(1e-7, 1e-6, 8 + (self.classes or 0)).tolist())
-        return Quality(
-            mse=next(digits), mse_normalised=next(digits), nmse=next(digits), psnr=next(digits),
-            max_abs=next(digits), cosine=next(digits),
-            coverage_mse=next(digits) if self.codec.kind is Kind.EXEMPLAR else None,
-            per_class=tuple(round_figure(next(digits)) for _ in range(self.classes or 0)),
-        )  # fmt: skip
-
-    def _header(self, quality: Quality) -> bytes:
-        spec, container = self.source.spec, self.sink.container
-        return encode_header(
-            Header(
-                krs_version=FORMAT_VERSION,
-                min_reader=FORMAT_VERSION,
-                flags=0,
-                kind=str(self.codec.kind),
-                codec=self.codec.name,
-                config=msgspec.to_builtins(self.config),
-                source=SourceInfo(
-                    samples=spec.samples, shape=spec.shape, dtype=spec.dtype, channel_axis=spec.channel_axis,
-                    bytes=spec.bytes, sha256=self.stats.sha256, features_key=spec.features_key,
-                    labels_key=spec.labels_key, attributes=dict(spec.attributes),
-                ),
-                kept=self._kept(),
-                classes=self.classes,
-                quality=quality,
-                members={name: MemberInfo(container.size(name), container.hashes[name]) for name in container.names()},
-            )
-        )  # fmt: skip
-
-    def _finish(self, quality: Quality) -> bool:
+    def _finish(self, quality: AnyQuality) -> bool:
         """Write header and directory; return whether the file honours a byte target."""
         container = self.sink.container
         container.finish(self._header(quality))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import krstore
-from krstore.store import writer
+from krstore.store import subjects
 
 pytestmark = pytest.mark.usefixtures("fake")
 
@@ -161,8 +161,8 @@ def test_verify_finds_a_quality_that_is_not_true(
         better = (value[0] * 0.999, *value[1:]) if figure == "per_class" else value * 1.00001
         return msgspec.structs.replace(quality, **{figure: better})
 
-    measure = writer.measure
-    monkeypatch.setattr(writer, "measure", flattering)
+    measure = subjects.measure
+    monkeypatch.setattr(subjects, "measure", flattering)
     path = cli("encode", archive, "--codec", "uniform", "--ratio", "4", "--json").json["path"]
     assert cli("verify", path, "--decode").code == 0
     ran = cli("verify", path, "--against", archive)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import krstore
-from krstore.testing import check_codec
+from krstore.testing import check_codec, check_snapshot_codec
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "raw": {},
@@ -37,3 +37,9 @@ def test_a_third_partys_codecs_conform(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.syspath_prepend(fake)
     monkeypatch.setenv("PYTHONPATH", fake)  # for the other process that decodes
     check_codec(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deltas", "rounded"])
+def test_a_third_partys_snapshot_codecs_conform(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "fake_codec"))
+    check_snapshot_codec(name, tmp_path)

@@ -28,6 +28,9 @@ from krstore_cli.show import store_block
 if TYPE_CHECKING:
     import torch
 
+    from krstore.store.reader import Store
+    from krstore.store.snapshots import SnapshotStore
+
 __all__ = ["EXAMPLE", "encode"]
 
 EXAMPLE = "Example: krstore encode features.h5 --codec krnet --ratio 40"
@@ -77,36 +80,42 @@ def encode(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Encode a feature archive into a store.
+    """Encode a feature archive, or with a snapshot codec a network's states, into a store.
 
     Give at most one of --ratio, --max-bytes and --max-mse; without any, and without a preset, a lossy codec aims at a
     ratio of 20. Without -o the store is written beside the archive, as NAME.CODEC.krs.
     """
     out = output.begin(json, quiet, verbose)
-    from krstore.archives import open_archive
+    from krstore.archives import open_archive, open_snapshots
+    from krstore.codec import Kind
+    from krstore.registry import get_codec
     from krstore.store.summary import summarise
-    from krstore.store.writer import default_output
-    from krstore.store.writer import encode as encode_store
+    from krstore.store.writer import default_output, encode_snapshots
+    from krstore.store.writer import encode as encode_samples
 
     began = time.monotonic()
     targets = _effective(context, {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse})
     target = default_output(archive, codec) if output_path is None else output_path
     if archive.exists() and target.exists() and target.samefile(archive):
         raise UsageError(f"{target} is the archive itself, which is never replaced; name another -o")
-    with encode_store(
-        open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust),
-        target,
-        codec,
-        preset=preset,
-        settings=parse_settings(settings or []),
-        device=device,
-        seed=seed,
-        force=force,
-        resume=resume,
-        task_model=_task_model(task_model, task_weights),
-        progress=out.progress(),
+    given: dict[str, Any] = {
+        "preset": preset,
+        "settings": parse_settings(settings or []),
+        "device": device,
+        "seed": seed,
+        "force": force,
+        "resume": resume,
+        "progress": out.progress(),
         **targets,
-    ) as store:
+    }
+    store: Store | SnapshotStore
+    if get_codec(codec).kind is Kind.SNAPSHOT:
+        _refuse_for_states({"--features-key": features_key, "--labels-key": labels_key, "--task-model": task_model})
+        store = encode_snapshots(open_snapshots(archive, trust=trust), target, codec=codec, **given)
+    else:
+        source = open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust)
+        store = encode_samples(source, target, codec, task_model=_task_model(task_model, task_weights), **given)
+    with store:
         facts = summarise(store)
     seconds = time.monotonic() - began
     out.result({**facts, "seconds": seconds}, store_block(facts))
@@ -118,6 +127,12 @@ def _effective(context: typer.Context, targets: dict[str, Any]) -> dict[str, Any
     sources = {name: context.get_parameter_source(name) for name in targets}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
     return {name: value for name, value in targets.items() if name in given} if given else targets
+
+
+def _refuse_for_states(options: dict[str, str | None]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} {value}: a snapshot codec encodes a network's states, which have no samples")
 
 
 def _task_model(factory: str | None, weights: Path | None) -> torch.nn.Module | None:

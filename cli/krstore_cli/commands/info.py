@@ -9,7 +9,7 @@ import typer
 
 from krstore_cli import errors, output
 from krstore_cli.options import Json, Quiet, Verbose, option
-from krstore_cli.show import store_block, store_table
+from krstore_cli.show import store_block, store_tables
 
 __all__ = ["EXAMPLE", "info"]
 
@@ -25,21 +25,22 @@ def info(
 ) -> None:
     """Say what stores hold: codec, sizes, quality.
 
-    Several are listed as a table. Reads only the header, and needs neither the codec nor PyTorch.
+    Several are listed as a table, those of samples apart from those of a network's states. Reads only the header, and
+    needs neither the codec nor PyTorch.
     """
     out = output.begin(json, quiet, verbose)
     facts: list[dict[str, Any]] = []
 
     def add(path: Path) -> None:
-        from krstore.store.reader import Store
+        from krstore.store.opening import open_store
         from krstore.store.summary import summarise
 
-        with Store(path) as store:
+        with open_store(path) as store:
             facts.append(summarise(store, per_class=per_class))
 
     code = max(errors.attempt(lambda path=path: add(path)) for path in stores)  # type: ignore[misc]
     if len(stores) > 1:
-        out.result(facts, *([store_block(one) for one in facts] if per_class else [store_table(facts)]))
+        out.result(facts, *([store_block(one) for one in facts] if per_class else store_tables(facts)))
     elif facts:
         out.result(facts[0], store_block(facts[0]))
     if code:

@@ -18,7 +18,7 @@ EXAMPLE = "Example: krstore verify features.krnet.krs --against features.h5"
 
 def verify(
     stores: Annotated[list[Path], typer.Argument(help="The .krs files.", show_default=False)],
-    decode: Annotated[bool, option("--decode", help="Decode every sample too.")] = False,
+    decode: Annotated[bool, option("--decode", help="Decode every sample, or state, too.")] = False,
     against: Annotated[
         Path | None, option("--against", help="The archive that was encoded: measure the quality again.")
     ] = None,
@@ -65,7 +65,7 @@ def verify(
 def _line(report: dict[str, Any]) -> str:
     said = [f"{len(report['members'])} members, {sum(report['members'].values()):,} bytes match their checksums"]
     if report["decoded"]:
-        said.append(f"{report['decoded']:,} samples decode")
+        said.append(f"{report['decoded']:,} {'states' if report['kind'] == 'snapshot' else 'samples'} decode")
     if report["quality"] is not None:
         said.append(f"mse {figure(report['quality']['mse'])} as the header says")
     return f"{report['path']}: ok: {'; '.join(said)}"

@@ -1,1 +1,1 @@
-"""Two codecs as a third party would write them: one that quantises all samples, one that keeps some."""
+"""Codecs as a third party would write them: samples quantised, samples chosen, a network's states kept or rounded."""

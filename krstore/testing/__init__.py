@@ -1,0 +1,23 @@
+"""The conformance suite: what every codec must do, krstore's own and third parties'.
+
+In a codec's own tests::
+
+    from krstore.testing import check_codec
+
+    def test_conforms(tmp_path):
+        check_codec("mycodec", tmp_path, settings={"iterations": 20})
+
+A codec of a network's states goes through `check_snapshot_codec`.
+"""
+
+from krstore.testing.samples import ArraySource, check_codec, example_source
+from krstore.testing.snapshots import StateSource, check_snapshot_codec, example_states
+
+__all__ = [
+    "ArraySource",
+    "StateSource",
+    "check_codec",
+    "check_snapshot_codec",
+    "example_source",
+    "example_states",
+]
