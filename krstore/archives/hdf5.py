@@ -37,6 +37,8 @@ def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, t
         known = {key for key in likely if find_dataset(path, file, key, trust=trust)}
         if likely[0] not in known or (labels_key and labels_key not in known):
             known.update(_names(file))
+            if features_key is None and file.get("step0", getclass=True) is h5py.Group:
+                raise ArchiveError(f"{path} holds a network's states, not samples: a snapshot codec encodes it")
         key = choose_key(path, features_key, "features", known)
         label_key = choose_labels(path, labels_key, known)
         dataset = find_dataset(path, file, key, trust=trust)

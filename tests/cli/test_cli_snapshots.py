@@ -61,7 +61,8 @@ def test_stores_of_both_kinds_are_listed_apart(cli: Any, archive: Path, snapshot
     ("command", "message"),
     [
         (("encode", "{features}", "--codec", "deltas"), "is no snapshot archive: it has the groups 'features'"),
-        (("encode", "{snapshots}", "--codec", "raw"), "no array 'features'"),
+        (("encode", "{snapshots}", "--codec", "raw"), "a network's states, not samples: a snapshot codec"),
+        (("encode", "{snapshots}", "--codec", "raw", "--features-key", "x"), "no array 'x'; it has: step0/conv.weight"),
         (("encode", "{snapshots}", "--codec", "deltas", "--labels-key", "y"), "--labels-key y: a snapshot codec"),
         (("encode", "{snapshots}", "--codec", "deltas", "--ratio", "2"), "deltas is lossless"),
         (("encode", "{store}", "--codec", "raw", "-o", "{tmp}/x.krs"), "this store holds a network's states"),
