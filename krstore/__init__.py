@@ -5,7 +5,7 @@ Feature archives go into small self-describing stores through pluggable codecs, 
 
     import krstore
 
-    store = krstore.encode("features.h5", codec="krnet", ratio=40)
+    store = krstore.encode("features.h5", ratio=40)
     for x, y in store.replay(batch_size=128):
         ...
 """

@@ -99,6 +99,7 @@ class PayloadSink(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class _AnyFitContext:
     budget: int | None
+    max_mse: float | None
     device: str
     seed: int
     progress: Progress
@@ -111,6 +112,7 @@ class FitContext(_AnyFitContext):
 
     Attributes:
         budget: bytes the whole payload may take; `None` when the target is an error, or there is none.
+        max_mse: the error that is the target, mean squared, raw units; `None` when it is not one.
         device: a torch device, for example ``"cpu"`` or ``"cuda"``.
         seed: of everything random.
         checkpoint: where to keep, and find again, the state of a long fit.

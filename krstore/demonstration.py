@@ -29,7 +29,7 @@ from krstore.tensors import resolve_device
 
 __all__ = ["CODECS", "LAYER", "RATIOS", "Demonstration", "DigitNet", "demonstrate"]
 
-CODECS = ("raw", "pq", "autoencoder", "krnet")
+CODECS = ("raw", "pq", "transform", "autoencoder", "krnet")
 RATIOS = (10.0, 20.0, 40.0)
 LAYER = "body"
 CHANNELS, CLASSES, TEST_IMAGES = 16, 10, 500
@@ -126,7 +126,7 @@ def demonstrate(
         network, LAYER, folder / "images.npz", folder / "features.h5", layout="nchw", device=device, force=force,
         progress=progress,
     )  # fmt: skip
-    settings = {name: {"iterations": iterations} for name in codecs if name in ("autoencoder", "krnet")}
+    settings = {name: {"iterations": iterations} for name in codecs if name in ("transform", "autoencoder", "krnet")}
     comparison = compare(
         source, folder, codecs, ratios, settings=settings, device=device, seed=seed, force=force, progress=progress
     )

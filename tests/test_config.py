@@ -81,7 +81,7 @@ def test_options_described() -> None:
     assert described["rate"]["type"] == "number 0.."
 
 
-@pytest.mark.parametrize("name", ["raw", "autoencoder", "krnet", "pq"])
+@pytest.mark.parametrize("name", ["raw", "autoencoder", "krnet", "pq", "transform"])
 def test_every_option_of_ours_is_described(name: str) -> None:
     codec = krstore.get_codec(name)
     for option in describe_options(codec.Config):

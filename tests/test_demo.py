@@ -40,7 +40,13 @@ def test_a_ratio_out_of_reach_leaves_a_row_without_accuracy(tmp_path: Path) -> N
 def test_the_demo_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "-o", str(tmp_path / "demo"), "--json", "-q"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [row["codec"] for row in told["rows"]] == ["raw", *["pq"] * 3, *["autoencoder"] * 3, *["krnet"] * 3]
+    assert [row["codec"] for row in told["rows"]] == [
+        "raw",
+        *["pq"] * 3,
+        *["transform"] * 3,
+        *["autoencoder"] * 3,
+        *["krnet"] * 3,
+    ]
     assert len(told["accuracy"]) == 10
     assert min(told["accuracy"]) > 0.9
     assert (tmp_path / "demo" / "rate_distortion.png").read_bytes().startswith(b"\x89PNG")

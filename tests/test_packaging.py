@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
 def test_the_installed_command_works(environment: Path, cwd: Path) -> None:
     command = environment / "bin" / "krstore"
     assert said(command, "--version", cwd=cwd) == krstore.__version__
-    assert {"raw", "autoencoder", "krnet", "pq"} <= {
+    assert {"raw", "autoencoder", "krnet", "pq", "transform"} <= {
         line.split()[0] for line in said(command, "codecs", cwd=cwd).splitlines()
     }
 

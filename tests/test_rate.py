@@ -164,7 +164,12 @@ def test_targets_that_are_none(value: float, place: int) -> None:
 # through encode
 
 SOURCE = example_source(600, (8, 4, 4))
-FAST = {"krnet": {"iterations": 10}, "autoencoder": {"iterations": 10}, "pq": {"iterations": 3, "train_points": 16}}
+FAST = {
+    "krnet": {"iterations": 10},
+    "autoencoder": {"iterations": 10},
+    "transform": {"iterations": 10},
+    "pq": {"iterations": 3, "train_points": 16},
+}
 
 
 def encode(path: Path, codec: str, source: ArraySource = SOURCE, **options: Any) -> krstore.Store:
@@ -173,7 +178,7 @@ def encode(path: Path, codec: str, source: ArraySource = SOURCE, **options: Any)
     return krstore.encode(source, path, codec, settings=FAST[codec], device="cpu", **options)
 
 
-@pytest.mark.parametrize("codec", ["krnet", "autoencoder"])
+@pytest.mark.parametrize("codec", ["krnet", "autoencoder", "transform"])
 @pytest.mark.parametrize("ratio", [4.0, 10.0])
 def test_neural_codecs_spend_a_ratio(tmp_path: Path, codec: str, ratio: float) -> None:
     store = encode(tmp_path / "x.krs", codec, ratio=ratio)

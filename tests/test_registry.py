@@ -30,9 +30,9 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
 
 
 def test_the_built_in_codecs_are_registered() -> None:
-    assert {"raw", "autoencoder", "krnet", "pq"} <= set(codec_names())
+    assert {"raw", "autoencoder", "krnet", "pq", "transform"} <= set(codec_names())
     assert codec_names() == sorted(codec_names())
-    for name in ("raw", "autoencoder", "krnet", "pq"):
+    for name in ("raw", "autoencoder", "krnet", "pq", "transform"):
         codec = get_codec(name)
         assert issubclass(codec, Codec)
         assert codec.name == name
@@ -50,7 +50,9 @@ def test_an_unknown_codec_lists_the_known_and_suggests_the_nearest() -> None:
     with pytest.raises(UnknownNameError) as caught:
         get_codec("krnett")
     said = str(caught.value)
-    assert said.startswith("unknown codec 'krnett'. Did you mean 'krnet'? Known: autoencoder, krnet, pq, raw")
+    assert said.startswith(
+        "unknown codec 'krnett'. Did you mean 'krnet'? Known: autoencoder, krnet, pq, raw, transform"
+    )
     assert "krstore.codecs" in said
     assert caught.value.known == codec_names()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,10 +27,10 @@ from krstore.source import Array, Ids
 from krstore.store.blocks import BlockReader, samples_per_block
 from krstore.store.container import MemberReader
 
-__all__ = ["IntegerBlocks", "SpilledRows", "write_integer_blocks"]
+__all__ = ["IntegerBlocks", "SpilledRows", "spread_classes", "write_integer_blocks"]
 
 ROWS = 4096
-CLASSES = 24
+CLASSES = 64
 LARGEST = MAX_SYMBOLS // 2 - 1
 
 
@@ -55,32 +57,72 @@ class SpilledRows:
             yield np.frombuffer(data, np.float32).reshape(-1, self.length)
 
 
-class _Model(msgspec.Struct, frozen=True, array_like=True):
-    """Which of the tables each column uses."""
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of each table; a column of zeros is in none.
 
-    columns: bytes
-    tables: bytes
+    Attributes:
+        members: the columns of each table, ascending.
+        tables: as many.
+    """
+
+    length: int
+    members: list[Ids]
+    tables: list[Table]
+
+    def to_bytes(self) -> bytes:
+        """Return the tables and which each column uses, the latter as a stream with a table of its own."""
+        used = np.full(self.length, len(self.members), np.int32)
+        for number, columns in enumerate(self.members):
+            used[columns] = number
+        table = Table.of(used)
+        return msgspec.msgpack.encode([self.length, pack_tables([table, *self.tables]), encode_runs([used], [table])])
+
+    @classmethod
+    def from_bytes(cls, data: bytes, length: int) -> _Columns:
+        """Undo `to_bytes`.
+
+        Raises:
+            CorruptStoreError: the bytes are malformed, or for another number of columns.
+        """
+        try:
+            own, packed, stream = msgspec.msgpack.decode(data, type=tuple[int, bytes, bytes])
+        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            raise CorruptStoreError(f"the tables of columns are malformed: {error}") from error
+        tables = unpack_tables(packed)
+        if own != length or not tables:
+            raise CorruptStoreError(f"{len(tables)} tables for {own} columns; expected {length}")
+        (used,) = decode_runs(stream, [length], tables[:1])
+        if used.min(initial=0) < 0 or used.max(initial=0) >= len(tables):
+            raise CorruptStoreError(f"columns use tables {used.min()} to {used.max()} of {len(tables) - 1}")
+        return cls(length, _members(used, len(tables) - 1), tables[1:])
+
+
+def spread_classes(spread: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the class of each column by its standard deviation, one a quarter octave, from 0 (the smallest) on."""
+    octave = np.round(4 * np.log2(np.maximum(spread, 1e-3))).astype(np.int64)
+    return np.asarray(np.unique(octave.clip(octave.max(initial=0) - CLASSES + 1), return_inverse=True)[1], np.int64)
 
 
 def write_integer_blocks(sink: PayloadSink, name: str, rows: SpilledRows, step: float) -> None:
-    """Write round(rows / step) as blocks `NAME` and their frequency tables `NAME.tables`.
+    """Write round(rows / step) as blocks `NAME` and their frequency tables `NAME.columns`.
 
-    Columns that spread alike share a table: one a quarter octave of standard deviation.
+    Columns that spread alike share a table: one a quarter octave of standard deviation. Those of nothing but zeros
+    take no bytes.
     """
     count, total, squares = max(1, rows.count), np.zeros(rows.length), np.zeros(rows.length)
     for chunk in rows.chunks():
         values = _quantise(chunk, step).astype(np.float64)
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
-    spread = np.sqrt(np.maximum(squares / count - np.square(total / count), 1e-6))
-    octave = np.round(4 * np.log2(spread)).astype(np.int64)
-    classes, column_class = np.unique(octave.clip(octave.max() - CLASSES + 1), return_inverse=True)
-    members = [np.flatnonzero(column_class == k) for k in range(len(classes))]
+    spread = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
+    alive = np.flatnonzero(squares)
+    classes = spread_classes(spread[alive])
+    members = [alive[classes == k] for k in range(int(classes.max(initial=-1)) + 1)]
     counts = _histograms(rows, step, members)
     tables = [Table.from_counts(low, histogram) for low, histogram in counts]
     bytes_per_sample = sum(entropy_bytes(histogram) for _, histogram in counts) / count
-    model = _Model(column_class.astype(np.uint8).tobytes(), pack_tables(tables))
-    sink.write(f"{name}.tables", msgspec.msgpack.encode(model))
+    sink.write(f"{name}.columns", _Columns(rows.length, members, tables).to_bytes())
     per_block = samples_per_block(bytes_per_sample)
 
     def blocks() -> Iterator[bytes]:
@@ -104,15 +146,9 @@ class IntegerBlocks:
     """
 
     def __init__(self, payload: MemberReader, name: str, samples: int, length: int) -> None:
-        try:
-            model = msgspec.msgpack.decode(payload.read(f"{name}.tables"), type=_Model)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise CorruptStoreError(f"the tables of {name!r} are malformed: {error}") from error
-        self._length, self._tables = length, unpack_tables(model.tables)
-        column_class = np.frombuffer(model.columns, np.uint8)
-        if len(column_class) != length or column_class.max(initial=0) >= len(self._tables):
-            raise CorruptStoreError(f"the tables of {name!r} are for {len(column_class)} columns; expected {length}")
-        self._members = [np.flatnonzero(column_class == k) for k in range(len(self._tables))]
+        self._length = length
+        columns = _Columns.from_bytes(payload.read(f"{name}.columns"), length)
+        self._members, self._tables = columns.members, columns.tables
         self._blocks = BlockReader(payload, name, samples, self._unpack)
 
     def read(self, rows: Ids) -> Integers:
@@ -120,7 +156,7 @@ class IntegerBlocks:
         return self._blocks.read(rows)
 
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
-        out = np.empty((sum(samples), self._length), np.int32)
+        out = np.zeros((sum(samples), self._length), np.int32)
         start = 0
         for data, count in zip(blocks, samples, strict=True):
             runs = decode_runs(data, [count * len(columns) for columns in self._members], self._tables)
@@ -128,6 +164,10 @@ class IntegerBlocks:
                 out[start : start + count, columns] = run.reshape(count, len(columns))
             start += count
         return out
+
+
+def _members(used: NDArray[Any], tables: int) -> list[Ids]:
+    return [np.flatnonzero(used == number) for number in range(tables)]
 
 
 def _quantise(values: NDArray[np.float32], step: float) -> Integers:

@@ -100,6 +100,7 @@ def reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    early.set_obj_track_times(False)
     folder, _, leaf = name.rpartition("/")
     group = file.require_group(folder) if folder else file
     space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)

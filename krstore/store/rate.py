@@ -15,7 +15,7 @@ from krstore.errors import TargetUnreachableError, UsageError
 __all__ = ["Target", "make_target", "search"]
 
 DEFAULT_RATIO = 20.0
-TOLERANCE = 0.01
+TOLERANCE = 0.005
 MAX_TRIALS = 24
 FIRST_STRIDE = 1.03
 

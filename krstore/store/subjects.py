@@ -57,7 +57,7 @@ class Subject(ABC):
     sha256: str
 
     @abstractmethod
-    def fit(self, budget: int | None, seed: int, checkpoint: Checkpoint) -> Any:
+    def fit(self, budget: int | None, max_mse: float | None, seed: int, checkpoint: Checkpoint) -> Any:
         """Let the codec fit."""
 
     @abstractmethod
@@ -97,9 +97,9 @@ class Samples(Subject):
         self.sha256 = self.stats.sha256
         self.classes = None if source.labels is None else len(np.unique(source.labels))
 
-    def fit(self, budget: int | None, seed: int, checkpoint: Checkpoint) -> Any:
+    def fit(self, budget: int | None, max_mse: float | None, seed: int, checkpoint: Checkpoint) -> Any:
         context = FitContext(
-            stats=self.stats, budget=budget, device=self.device, seed=seed, progress=self.progress,
+            stats=self.stats, budget=budget, max_mse=max_mse, device=self.device, seed=seed, progress=self.progress,
             checkpoint=checkpoint, task_model=self.task_model,
         )  # fmt: skip
         return self.codec.fit(self.source, context)
@@ -167,9 +167,9 @@ class Snapshots(Subject):
         self.stats = scan_snapshots(source, progress)
         self.sha256 = self.stats.sha256
 
-    def fit(self, budget: int | None, seed: int, checkpoint: Checkpoint) -> Any:
+    def fit(self, budget: int | None, max_mse: float | None, seed: int, checkpoint: Checkpoint) -> Any:
         context = SnapshotFitContext(
-            stats=self.stats, budget=budget, device=self.device, seed=seed, progress=self.progress,
+            stats=self.stats, budget=budget, max_mse=max_mse, device=self.device, seed=seed, progress=self.progress,
             checkpoint=checkpoint,
         )  # fmt: skip
         return self.codec.fit(self.source, context)

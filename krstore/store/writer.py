@@ -39,7 +39,7 @@ def default_output(path: Path, codec: str) -> Path:
 def encode(
     source: Source | str | Path,
     output: str | Path | None = None,
-    codec: str = "krnet",
+    codec: str = "transform",
     *,
     ratio: float | None = None,
     max_bytes: int | None = None,
@@ -184,7 +184,9 @@ class _Encoder:
         """Fit, pack and finish the store in `file`."""
         by_bytes = self.target is not None and self.target.max_bytes is not None
         self.slack = 64
-        fitted = self.subject.fit(self._payload_budget(file) if by_bytes else None, seed, checkpoint)
+        budget = self._payload_budget(file) if by_bytes else None
+        max_mse = self.target.max_mse if self.target is not None else None
+        fitted = self.subject.fit(budget, max_mse, seed, checkpoint)
         self.config = self.codec.settled(fitted)
         while True:
             self._pack_to_target(file, fitted)

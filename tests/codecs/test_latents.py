@@ -60,12 +60,12 @@ def test_more_rows_than_are_held_at_once() -> None:
 
 
 def test_columns_pay_for_their_own_spread() -> None:
-    """Dead columns cost next to nothing beside live ones, and all is near the entropy of each."""
+    """Dead columns cost nothing beside live ones, and all is near the entropy of each."""
     rng = np.random.default_rng(0)
     live = np.rint(rng.normal(0, 8, (4000, 4))).astype(np.float32)
     alone = len(written(live, 1.0).members["latent/codes"])
     beside = len(written(np.hstack([live, np.zeros((4000, 60), np.float32)]), 1.0).members["latent/codes"])
-    assert beside < 1.03 * alone
+    assert beside == alone
     bits = 4000 * 4 * np.log2(8 * np.sqrt(2 * np.pi * np.e))
     assert alone == pytest.approx(bits / 8, rel=0.05)
 
@@ -83,13 +83,13 @@ VALUES = np.random.default_rng(5).normal(size=(50, 6)).astype(np.float32)
 @settings(max_examples=150, deadline=None)
 def test_damaged_tables_are_an_error_or_integers(place: float, flip: int, cut: bool) -> None:
     payload = written(VALUES, 0.1)
-    data = bytearray(payload.members["latent/codes.tables"])
+    data = bytearray(payload.members["latent/codes.columns"])
     at = int(place * len(data))
     if cut:
         data = data[:at]
     else:
         data[at] ^= flip
-    payload.members["latent/codes.tables"] = bytes(data)
+    payload.members["latent/codes.columns"] = bytes(data)
     try:
         found = IntegerBlocks(payload, "latent/codes", 50, 6).read(np.arange(50))
     except (CorruptStoreError, IndexError):  # a store turns the second into the first

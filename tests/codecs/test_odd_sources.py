@@ -15,7 +15,7 @@ from krstore.errors import ArchiveError
 from krstore.source import SourceSpec
 from krstore.testing import ArraySource, example_source
 
-LOSSY = ("krnet", "autoencoder", "pq")
+LOSSY = ("krnet", "autoencoder", "pq", "transform")
 RNG = np.random.default_rng(0)
 
 

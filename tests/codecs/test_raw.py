@@ -28,7 +28,13 @@ def packed(features: Array, **options: int) -> tuple[MemoryPayload, OpenContext]
     source, payload = ArraySource(features), MemoryPayload()
     codec = Raw(Raw.Config(**options))
     context = FitContext(
-        stats=scan(example_source(3)), budget=None, device="cpu", seed=0, progress=SILENT, checkpoint=Checkpoint(None)
+        stats=scan(example_source(3)),
+        budget=None,
+        max_mse=None,
+        device="cpu",
+        seed=0,
+        progress=SILENT,
+        checkpoint=Checkpoint(None),
     )
     codec.pack(codec.fit(source, context), 0.0, payload)
     return payload, OpenContext(spec=source.spec, kept=len(features), labels=None, device="cpu")

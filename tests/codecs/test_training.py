@@ -29,7 +29,7 @@ from krstore_codecs._training import BatchFeed, Trainer
 from krstore_codecs.krnet import KRNet
 
 SOURCE = example_source(120, (4, 3, 3))
-NEURAL = ("krnet", "autoencoder")
+NEURAL = ("krnet", "autoencoder", "transform")
 
 
 def feed(source: ArraySource, batch_size: int = 32, seed: int = 0) -> BatchFeed:
@@ -42,7 +42,13 @@ class Run:
     def __init__(self, losses: Iterator[float], **settings: Any) -> None:
         config = build_config("krnet", KRNet.Config, KRNet.presets, "paper-cifar", settings)
         context = FitContext(
-            stats=scan(SOURCE), budget=None, device="cpu", seed=0, progress=SILENT, checkpoint=Checkpoint(None)
+            stats=scan(SOURCE),
+            budget=None,
+            max_mse=None,
+            device="cpu",
+            seed=0,
+            progress=SILENT,
+            checkpoint=Checkpoint(None),
         )
         self.rates: list[float] = []
         network = nn.Linear(1, 1)
@@ -238,7 +244,7 @@ def test_a_checkpoint_is_for_the_same_fit_only(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.krs"]
 
 
-@pytest.mark.parametrize("codec", ["krnet", "autoencoder", "pq"])
+@pytest.mark.parametrize("codec", ["krnet", "autoencoder", "pq", "transform"])
 def test_seeds(tmp_path: Path, codec: str) -> None:
     if codec == "pq":
         pytest.importorskip("faiss")
@@ -273,7 +279,9 @@ def test_iterations_are_sized_to_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     """Without any given, twice the room for operations allows about twice the iterations, between 200 and 40,000."""
     counts = []
     stats = scan(SOURCE)
-    context = FitContext(stats=stats, budget=None, device="cpu", seed=0, progress=SILENT, checkpoint=Checkpoint(None))
+    context = FitContext(
+        stats=stats, budget=None, max_mse=None, device="cpu", seed=0, progress=SILENT, checkpoint=Checkpoint(None)
+    )
     network = nn.Linear(36, 36)
 
     def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:

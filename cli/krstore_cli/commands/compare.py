@@ -32,7 +32,7 @@ def compare(
     ],
     codecs: Annotated[
         str, option("--codecs", metavar="NAMES", help="Names of codecs, with commas between them.")
-    ] = "raw,autoencoder,krnet,pq",
+    ] = "raw,pq,transform,autoencoder,krnet",
     ratios: Annotated[
         str, option("--ratios", metavar="NUMBERS", help="How many times smaller the files shall at least be.")
     ] = "10,20,40",

@@ -70,5 +70,5 @@ def summary(found: Demonstration) -> str:
         f"{source['samples']:,} feature maps of {shape} {source['dtype']}. The last column is the accuracy of a "
         f"classifier retrained from that store alone, on {found.test_images} held-out images.\n"
         f"At each codec's highest ratio: {listed}.\n"
-        f"autoencoder and krnet have trained for {found.iterations} steps only; by default they train far longer."
+        f"transform, autoencoder and krnet have trained for {found.iterations} steps only; by default it is far more."
     )

@@ -43,7 +43,7 @@ def encode(
     ],
     codec: Annotated[
         str, option("--codec", help="How to encode; see krstore codecs.", autocompletion=complete_codec)
-    ] = "krnet",
+    ] = "transform",
     output_path: Output = None,
     ratio: Annotated[float | None, option("--ratio", help="Make the file at least this many times smaller.")] = None,
     max_bytes: Annotated[

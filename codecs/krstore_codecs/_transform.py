@@ -1,0 +1,163 @@
+"""The networks of the transform codec: a linear transform, and on either side of it a small residual network.
+
+    analysis    z (n, C, H, W) -> z + net(z) -> KLT over channels -> DCT over positions -> y (n, K, H', W')
+    synthesis   y -> inverse DCT -> inverse KLT -> x -> x + net(x) + centre
+
+The nets end in zeros at first, so that both are plain KLT and DCT before training; the KLT is trained with them. Only
+the synthesis is stored. The DCT runs over whole axes of up to 16 positions, over blocks of 8 along longer ones, where
+the last block is filled by repeating the border.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Analysis", "RateModel", "Synthesis", "coefficient_grid", "kernel_size"]
+
+WHOLE, BLOCK = 16, 8
+SLOPE = 0.1
+SPEED = 5.0  # spreads learn so many times as fast as the networks' weights
+SMALLEST = 1e-9  # probability
+
+
+def coefficient_grid(height: int, columns: int) -> tuple[int, int]:
+    """Return (H', W'), the coefficients that the DCT has along each axis."""
+    return _coefficients(height), _coefficients(columns)
+
+
+def _coefficients(positions: int) -> int:
+    return positions if positions <= WHOLE else -(-positions // BLOCK) * BLOCK
+
+
+@functools.lru_cache(maxsize=64)
+def _dct(positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the matrices (N', N) of the DCT along an axis and (N, N') of its inverse."""
+    size = positions if positions <= WHOLE else BLOCK
+    k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+    basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    whole = torch.kron(torch.eye(_coefficients(positions) // size, dtype=torch.float64), basis)
+    repeat = torch.eye(positions, dtype=torch.float64)[torch.arange(len(whole)).clamp(max=positions - 1)]
+    return (whole @ repeat).float().to(device), whole.T[:positions].float().to(device)
+
+
+def _kernel(grid: tuple[int, int]) -> tuple[int, int]:
+    return 3 if grid[0] > 1 else 1, 3 if grid[1] > 1 else 1
+
+
+def kernel_size(grid: tuple[int, int]) -> int:
+    """Return how many weights a kernel of the nets has on grids of (H, W) positions."""
+    return math.prod(_kernel(grid))
+
+
+class _Residual(nn.Module):
+    """x + conv(leaky ReLU(conv(x))), which begins as x; 3x3, but 1 along an axis of one position."""
+
+    def __init__(self, channels: int, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        kernel = _kernel(grid)
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.first = nn.Conv2d(channels, width, kernel, padding=padding)
+        self.second = nn.Conv2d(width, channels, kernel, padding=padding)
+        nn.init.zeros_(self.second.weight)
+        assert self.second.bias is not None
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.as_tensor(self.second(F.leaky_relu(self.first(x), SLOPE)))
+
+
+class Analysis(nn.Module):
+    """Centred grids (n, C, H, W) to coefficients (n, K, H', W').
+
+    Args:
+        basis: the KLT (K, C), where training begins.
+        width: channels between the net's convolutions; 0 is no net.
+        grid: (H, W).
+    """
+
+    def __init__(self, basis: Tensor, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(basis.clone())
+        self.net = _Residual(basis.shape[1], width, grid) if width else nn.Identity()
+        self.grid = grid
+
+    def forward(self, grids: Tensor) -> Tensor:
+        """Analyse."""
+        y = torch.einsum("kc,nchw->nkhw", self.basis, self.net(grids))
+        (down, _), (across, _) = (_dct(n, y.device) for n in self.grid)
+        return down @ y.float() @ across.T
+
+
+class Synthesis(nn.Module):
+    """Coefficients (n, K, H', W') to grids (n, C, H, W)."""
+
+    def __init__(self, channels: int, kept: int, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(torch.zeros(kept, channels))
+        self.centre = nn.Parameter(torch.zeros(channels))
+        self.net = _Residual(channels, width, grid) if width else nn.Identity()
+        self.grid = grid
+
+    def begin_at(self, basis: Tensor, centre: Tensor) -> None:
+        """Begin as the inverse of the KLT (K, C) of grids about `centre` (C,)."""
+        with torch.no_grad():
+            self.basis.copy_(basis)
+            self.centre.copy_(centre)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Synthesise."""
+        (_, up), (_, back) = (_dct(n, y.device) for n in self.grid)
+        x = torch.einsum("kc,nkhw->nchw", self.basis, up @ y @ back.T)
+        return torch.as_tensor(self.net(x)) + self.centre.view(1, -1, 1, 1)
+
+
+class RateModel(nn.Module):
+    """What coefficients cost while training: a Laplacian for each, and the step that holds the bits at a target.
+
+    Attributes:
+        step: of the quantiser.
+        bits: running mean of the bits a sample.
+    """
+
+    step: Tensor
+    bits: Tensor
+
+    def __init__(self, shape: tuple[int, ...], step: float, target_bits: float) -> None:
+        super().__init__()
+        self.spread = nn.Parameter(torch.zeros(shape))
+        self.target_bits = target_bits
+        self.register_buffer("step", torch.tensor(step))
+        self.register_buffer("bits", torch.tensor(target_bits))
+
+    def begin_at(self, spread: Tensor) -> None:
+        """Begin at these mean magnitudes of the coefficients, in steps."""
+        with torch.no_grad():
+            self.spread.copy_((spread + 1e-3).log() / SPEED)
+
+    def forward(self, values: Tensor, *, learn: bool) -> Tensor:
+        """Return the bits (scalar, of the batch) of coefficients in steps.
+
+        Args:
+            values: coefficients, whole numbers or nearly so.
+            learn: let gradients reach the spreads; otherwise they reach the coefficients.
+        """
+        spread = (SPEED * self.spread).exp()
+        if not learn:
+            spread = spread.detach()
+        size = values.abs()
+        far = 0.5 * torch.exp(-(size + 0.5) / spread)
+        near = 0.5 * torch.exp(-(size - 0.5).abs() / spread)
+        probability = torch.where(size < 0.5, 1 - near, near) - far
+        return -probability.clamp_min(SMALLEST).log2().sum()
+
+    @torch.no_grad()
+    def follow(self, bits: Tensor) -> None:
+        """Take the step nearer to where the bits a sample meet the target."""
+        self.bits.lerp_(bits, 0.1)
+        self.step *= torch.exp(0.02 * torch.log(self.bits / self.target_bits).clamp(-1, 1))

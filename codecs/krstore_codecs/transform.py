@@ -1,0 +1,238 @@
+"""transform: a linear transform inside small trained networks, its coefficients entropy-coded.
+
+    features -> [0, 1] a channel -> analysis (net, KLT, DCT) -> round(y / step) -> static tables, ANS -> blocks
+                                                                     |
+    features <- clipped to the channels' ranges <- synthesis (inverse DCT and KLT, net)
+
+Analysis, step and synthesis are trained together on squared error plus lambda times the bits that a Laplacian a
+coefficient would spend, with uniform noise in the rounding's place at first, then through it (Balle et al., "End-to-end
+optimized image compression", ICLR 2017; Theis et al., "Lossy image compression with compressive autoencoders", ICLR
+2017). The step follows the byte target while training, and lambda follows the step: at small errors a step of s costs
+s^2 / 12 a coefficient, whence lambda is a multiple of s^2. Only the synthesis is stored, quantised. What comes out of
+the entropy coder depends on integers alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
+from krstore.errors import CorruptStoreError
+from krstore.source import Ids, Source, SourceSpec, chunks
+from krstore.store.container import MemberReader
+from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
+from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
+from krstore_codecs._normalise import Normaliser, grid_shape
+from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._transform import Analysis, RateModel, Synthesis, coefficient_grid
+from krstore_codecs._transform_plan import Plan, Units, plan
+from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
+
+__all__ = ["Transform", "TransformConfig"]
+
+COEFFICIENTS, STEP = "latent/coefficients", "network/step"
+NOISE_UNTIL, ANALYSIS_UNTIL = 0.3, 0.85  # shares of the iterations
+
+
+class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
+    """Options of the transform codec; sizes that are none are chosen for the byte target."""
+
+    batch_size: Annotated[int, msgspec.Meta(ge=1, description="samples an iteration")] = 50
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half")] = 4e-3
+    plateau: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="begin the decay once a tenth of the iterations gains less than this; none: never"),
+    ] = None
+    width: Annotated[
+        Annotated[int, msgspec.Meta(ge=0, le=4096)] | None,
+        msgspec.Meta(description="channels between the convolutions of each net; 0: no net"),
+    ] = None
+    channels: Annotated[Positive | None, msgspec.Meta(description="channels that the KLT keeps")] = None
+    network_share: Annotated[
+        float, msgspec.Meta(gt=0, lt=1, description="share of the target that the net may take")
+    ] = 0.15
+    weight_bits: Annotated[float, msgspec.Meta(ge=1, le=16, description="bits of a weight of the net")] = 4.0
+    trade: Annotated[
+        float, msgspec.Meta(gt=0, le=1, description="lambda, the error that a bit is worth, in squares of the step")
+    ] = 0.08
+
+
+class TransformSizes(msgspec.Struct, frozen=True):
+    """What rebuilds the synthesis: channels of its KLT, width of its net, the unit of its output, how it is stored."""
+
+    channels: int
+    width: int
+    unit: float
+    weights: Literal["quantised", "float32"]
+
+
+@dataclass(frozen=True)
+class FittedTransform:
+    """A trained synthesis and the coefficients of all samples, in steps."""
+
+    sizes: TransformSizes
+    normaliser: Normaliser
+    state: dict[str, NDArray[Any]]
+    steps: dict[str, float] | None
+    step: float
+    rows: SpilledRows
+    iterations: int
+
+
+class Transform(Codec[TransformConfig, FittedTransform]):
+    """KLT and DCT between two small convolutional nets, trained for rate and distortion together."""
+
+    name = "transform"
+    Config: ClassVar = TransformConfig
+    presets: ClassVar = {"fast": {"iterations": 1000}, "linear": {"width": 0}}
+
+    def fit(self, source: Source, context: FitContext) -> FittedTransform:
+        """Plan, train, and transform every sample."""
+        config, normaliser = self.config, Normaliser.of(source.spec, context.stats)
+        begin = plan(
+            source, normaliser, context, share=config.network_share, weight_bits=config.weight_bits,
+            width=config.width, channels=config.channels,
+        )  # fmt: skip
+        grid = normaliser.grid[1:]
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            analysis = Analysis(begin.basis, begin.width, grid)
+            synthesis = Synthesis(normaliser.grid[0], len(begin.basis), begin.width, grid)
+        synthesis.begin_at(begin.basis, begin.units.centre)
+        rate = RateModel(tuple(begin.magnitude.shape), begin.step, begin.sample_bits)
+        rate.begin_at(begin.magnitude)
+        context.progress.note(
+            f"transform: {len(begin.basis)} channels, width {begin.width}, "
+            f"{sum(p.numel() for p in synthesis.parameters()):,} weights, {begin.sample_bits / 8:.1f} bytes a sample"
+        )
+        quantiser = WeightQuantiser(synthesis, fine="basis") if config.weights == "quantised" else None
+        iterations = 0
+        if begin.width:
+            network = nn.ModuleDict({"analysis": analysis, "synthesis": synthesis, "rate": rate}).to(context.device)
+            batches = BatchFeed(source, normaliser, config.batch_size, context.device, context.seed)
+            loss = _Loss(config, begin, analysis, synthesis, rate, context.seed)
+            trainer = Trainer(config, context, network, batches, loss, quantiser, begin.network_bytes)
+            loss.iterations = iterations = trainer.planned
+            trainer.run()
+        elif quantiser is not None:
+            quantiser.set_bytes(begin.network_bytes)
+        step = float(rate.step)
+        state = {name: value.cpu().numpy() for name, value in plain_state(synthesis).items()}
+        sizes = TransformSizes(len(begin.basis), begin.width, begin.spread, config.weights)
+        rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
+        steps = None if quantiser is None else quantiser.steps()
+        return FittedTransform(sizes, normaliser, state, steps, step, rows, iterations)
+
+    def settled(self, fitted: FittedTransform) -> TransformConfig:
+        """Return the config with what was chosen filled in."""
+        return msgspec.structs.replace(
+            self.config, width=fitted.sizes.width, channels=fitted.sizes.channels,
+            iterations=fitted.iterations or self.config.iterations,
+        )  # fmt: skip
+
+    def knob(self, fitted: FittedTransform) -> Knob:
+        """Return the factor on the step; 1 is what the networks were trained for."""
+        return Knob(1 / 64, 1.0, 64.0)
+
+    def pack(self, fitted: FittedTransform, knob: float, sink: PayloadSink) -> None:
+        """Code synthesis and coefficients."""
+        sink.write(SIZES, msgspec.json.encode(fitted.sizes))
+        sink.write(NORMALISER, fitted.normaliser.to_bytes())
+        sink.write(WEIGHTS, pack_weights(fitted.state, fitted.steps))
+        sink.write(STEP, np.float32(fitted.step * knob).astype("<f4").tobytes())
+        write_integer_blocks(sink, COEFFICIENTS, fitted.rows, knob)
+
+    @classmethod
+    def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
+        """Rebuild the synthesis."""
+        return _TransformDecoder(payload, context)
+
+
+class _Loss:
+    """Squared error plus lambda times bits, by iteration.
+
+    Attributes:
+        iterations: of the whole schedule.
+    """
+
+    iterations = 1
+
+    def __init__(
+        self, config: TransformConfig, begin: Plan, analysis: Analysis, synthesis: Synthesis, rate: RateModel, seed: int
+    ) -> None:
+        self._trade, self._units, self._seed = config.trade, begin.units, seed
+        self._analysis, self._synthesis, self._rate = analysis, synthesis, rate
+
+    def __call__(self, ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        share, centred = iteration / self.iterations, self._units.enter(grids)
+        step = self._rate.step.clone()
+        with torch.set_grad_enabled(share < ANALYSIS_UNTIL):
+            y = self._analysis(centred).float() / step
+        rounded = torch.round(y).detach()
+        noise = torch.Generator(y.device).manual_seed(self._seed << 32 | iteration)
+        noisy = y + torch.rand(y.shape, device=y.device, generator=noise) - 0.5
+        coded = noisy if share < NOISE_UNTIL else y + (rounded - y).detach()
+        decoded = self._synthesis(coded * step).float() - self._units.centre.to(y.device).view(1, -1, 1, 1)
+        error = (decoded - centred).square()
+        bits = self._rate(rounded, learn=True) / len(ids)
+        loss = error.sum() / len(ids) + self._trade * step.square() * bits
+        if share < ANALYSIS_UNTIL:
+            loss = loss + self._trade * step.square() * self._rate(noisy, learn=False) / len(ids)
+            self._rate.follow(bits.detach())
+        return loss, error.mean()
+
+
+class _TransformDecoder(NeuralDecoder):
+    def __init__(self, payload: MemberReader, context: OpenContext) -> None:
+        super().__init__(payload, context)
+        channels, *grid = grid_shape(context.spec)
+        sizes = _read_sizes(payload, context.spec)
+        self._network = unpack_network(
+            lambda: Synthesis(channels, sizes.channels, sizes.width, (grid[0], grid[1])),
+            {"": WEIGHTS}, payload, quantised=sizes.weights == "quantised", device=self.device,
+        )  # fmt: skip
+        self._shape = (sizes.channels, *coefficient_grid(grid[0], grid[1]))
+        self._step = float(np.frombuffer(payload.read(STEP), "<f4", 1)[0])
+        self._integers = IntegerBlocks(payload, COEFFICIENTS, context.kept, math.prod(self._shape))
+        span = torch.from_numpy(self.normaliser.span)
+        self._unit = torch.where(span > 0, sizes.unit / span, 0).to(self.device).view(1, -1, 1, 1)
+
+    def grids(self, rows: Ids) -> Tensor:
+        integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
+        return torch.as_tensor(self._network(integers.reshape(-1, *self._shape) * self._step) * self._unit)
+
+
+def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
+    try:
+        sizes = msgspec.json.decode(payload.read(SIZES), type=TransformSizes)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise CorruptStoreError(f"the transform's sizes are malformed: {error}") from error
+    channels = grid_shape(spec)[0]
+    if not (1 <= sizes.channels <= channels and 0 <= sizes.width <= 1 << 16 and 0 < sizes.unit < math.inf):
+        raise CorruptStoreError(f"a transform of sizes {sizes} does not make samples of {channels} channels")
+    return sizes
+
+
+def _transform_all(
+    source: Source, normaliser: Normaliser, units: Units, analysis: nn.Module, device: str, step: float
+) -> SpilledRows:
+    shape = coefficient_grid(normaliser.grid[1], normaliser.grid[2])
+    rows = SpilledRows(len(analysis.basis) * math.prod(shape))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        for grids in _grids(source, normaliser, device):
+            rows.append((analysis(units.enter(grids)).flatten(1) / step).cpu().numpy())
+    return rows
+
+
+def _grids(source: Source, normaliser: Normaliser, device: str) -> Iterator[Tensor]:
+    for _, features in chunks(source, 1 << 22):
+        yield normaliser.scale(normaliser.to_grid(features).to(device))

@@ -1,0 +1,155 @@
+"""transform: its linear part exact, its rate model right, its nets worth their bytes, its plans within budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+
+import krstore
+from krstore.config import build_config
+from krstore.testing import ArraySource, example_source
+from krstore_codecs._transform import Analysis, RateModel, Synthesis, coefficient_grid
+from krstore_codecs.transform import Transform
+
+
+def encode(path: Path, source: ArraySource, **options: Any) -> krstore.Store:
+    return krstore.encode(source, path, "transform", device="cpu", **options)
+
+
+def rectified(samples: int, channels: int = 24, seed: int = 0) -> ArraySource:
+    """Channels that see the same three smooth fields through a ReLU: more regular than their covariance says."""
+    rng = np.random.default_rng(seed)
+    spectrum = rng.normal(size=(samples, 3, 8, 8)) / (1 + np.add.outer(np.arange(8) ** 2, np.arange(8) ** 2))
+    fields = scipy.fft.idctn(spectrum, axes=(2, 3), norm="ortho")
+    out = np.einsum("kc,nchw->nkhw", rng.normal(size=(channels, 3)), fields) / fields.std() - 0.7
+    return ArraySource(np.maximum(out, 0).astype(np.float32), rng.integers(0, 4, samples))
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (1, 1), (5, 7), (16, 3), (1, 12)])
+def test_without_a_net_it_is_the_orthonormal_dct_and_klt(grid: tuple[int, int]) -> None:
+    basis = torch.linalg.qr(torch.randn(6, 6)).Q
+    x = torch.randn(3, 6, *grid)
+    with torch.no_grad():
+        y = Analysis(basis, 0, grid)(x)
+        expected = scipy.fft.dctn(np.einsum("kc,nchw->nkhw", basis, x), axes=(2, 3), norm="ortho")
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+        synthesis = Synthesis(6, 6, 0, grid)
+        synthesis.begin_at(basis, torch.zeros(6))
+        np.testing.assert_allclose(synthesis(y), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(32, 32), (20, 17), (1, 50)])
+def test_longer_axes_are_cut_into_blocks_and_come_back(grid: tuple[int, int]) -> None:
+    basis, x = torch.eye(2), torch.randn(2, 2, *grid)
+    synthesis = Synthesis(2, 2, 0, grid)
+    synthesis.begin_at(basis, torch.zeros(2))
+    with torch.no_grad():
+        y = Analysis(basis, 0, grid)(x)
+        assert y.shape[2:] == coefficient_grid(*grid)
+        np.testing.assert_allclose(synthesis(y), x, atol=1e-5)
+        block = scipy.fft.dctn(x[:, :, :8, :8] if grid[0] > 1 else x[:, :, :, :8], axes=(2, 3), norm="ortho")
+        np.testing.assert_allclose(y[:, :, : block.shape[2], :8], block, atol=1e-5)
+
+
+def test_nets_begin_as_nothing() -> None:
+    basis, x = torch.eye(4), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        np.testing.assert_array_equal(Analysis(basis, 16, (8, 8))(x), Analysis(basis, 0, (8, 8))(x))
+
+
+def test_the_rate_of_integers_is_the_laplacians() -> None:
+    """-log2 of the mass of [q - 1/2, q + 1/2] under exp(-|t| / b) / 2b, worked out with the distribution function."""
+    model = RateModel((4,), 1.0, 1.0)
+    spread = torch.tensor([0.3, 1.0, 2.5, 7.0])
+    model.begin_at(spread - 1e-3)
+    values = torch.tensor([[0.0, 1.0, -2.0, 5.0], [-1.0, 0.0, 3.0, 0.25]])
+
+    def below(t: float, b: float) -> float:
+        return 0.5 * np.exp(t / b) if t < 0 else 1 - 0.5 * np.exp(-t / b)
+
+    bits = -sum(
+        np.log2(below(q + 0.5, b) - below(q - 0.5, b))
+        for row in values.tolist() for q, b in zip(row, spread.tolist(), strict=True)
+    )  # fmt: skip
+    assert float(model(values, learn=False).detach()) == pytest.approx(bits, rel=1e-5)
+
+
+def test_spreads_and_coefficients_learn_apart() -> None:
+    model = RateModel((3,), 1.0, 1.0)
+    values = torch.tensor([[0.3, -1.0, 2.0]], requires_grad=True)
+    model(values, learn=False).backward()
+    assert model.spread.grad is None
+    assert values.grad is not None
+    assert (values.grad.sign() == values.sign()).all()  # larger coefficients cost more
+    model(values.detach(), learn=True).backward()
+    assert model.spread.grad is not None
+
+
+@pytest.mark.parametrize(("bits", "grows"), [(200.0, True), (50.0, False)])
+def test_the_step_follows_the_target(bits: float, grows: bool) -> None:
+    model = RateModel((3,), 2.0, 100.0)
+    for _ in range(20):
+        model.follow(torch.tensor(bits))
+    assert (float(model.step) > 2) == grows
+
+
+@pytest.mark.parametrize("ratio", [50.0, 150.0])
+def test_nets_lower_the_error_of_what_is_not_linear(tmp_path: Path, ratio: float) -> None:
+    source = rectified(1500)
+    linear = encode(tmp_path / "l.krs", source, ratio=ratio, settings={"width": 0})
+    trained = encode(tmp_path / "t.krs", source, ratio=ratio, settings={"width": 16, "iterations": 250})
+    assert trained.bytes.file <= source.features.nbytes / ratio
+    assert trained.quality.nmse < 0.85 * linear.quality.nmse
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 6.0}, {"ratio": 25.0}, {"max_bytes": 60_001}])
+def test_byte_targets_are_met_within_one_percent(tmp_path: Path, asked: dict[str, Any]) -> None:
+    source = rectified(1500)
+    limit = asked.get("max_bytes") or source.features.nbytes / asked["ratio"]
+    store = encode(tmp_path / "x.krs", source, settings={"width": 8, "iterations": 30}, **asked)
+    assert 0.99 * limit <= store.path.stat().st_size <= limit
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
+def test_error_targets_are_met_within_ten_percent(tmp_path: Path, share: float) -> None:
+    source = rectified(600)
+    limit = share * float(source.features.var(dtype=np.float64))
+    store = encode(tmp_path / "x.krs", source, max_mse=limit, settings={"width": 0})
+    assert 0.9 * limit <= store.quality.mse <= limit
+
+
+def test_a_net_must_earn_its_bytes(tmp_path: Path) -> None:
+    """Tiny archives have none, larger ones a wider one."""
+    widths = []
+    for samples in (60, 300, 4000):
+        store = encode(tmp_path / f"{samples}.krs", rectified(samples), ratio=40, settings={"iterations": 2})
+        widths.append(store.config["width"])
+    assert widths[0] == 0
+    assert widths == sorted(set(widths))
+
+
+def test_channels_of_the_klt_follow_the_budget(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(800, 48)) * 0.9 ** np.arange(48)) @ rng.normal(size=(48, 48))
+    source = ArraySource(vectors.astype(np.float32))
+    kept = [
+        encode(tmp_path / f"{ratio}.krs", source, ratio=ratio, settings={"width": 0}).config["channels"]
+        for ratio in (4, 15)
+    ]
+    assert 48 >= kept[0] > kept[1] >= 1
+
+
+def test_float32_weights_are_kept_as_they_are(tmp_path: Path) -> None:
+    store = encode(tmp_path / "x.krs", example_source(400), ratio=1.5, settings={"weights": "float32", "width": 0})
+    channels = store.config["channels"]
+    assert store.header.members["payload/network/weights"].bytes == 4 * (6 * channels + 6)
+
+
+def test_presets_and_options_are_whole() -> None:
+    for preset in Transform.presets:
+        build_config("transform", Transform.Config, Transform.presets, preset)
