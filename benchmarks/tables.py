@@ -126,8 +126,37 @@ def paper_training(document: Document) -> str:
     return f"{table(['iteration', 'loss'], cells)}\n\n{said}\n\n{_footer(document)}"
 
 
+def frontier(document: Document) -> str:
+    """NMSE of every method at every ratio, with how the best peer stands to transform in words."""
+    rows, ratios = document["rows"], document["ratios"]
+    names = list(dict.fromkeys(row["name"] for row in rows if row["asked"] is not None))
+    found = {(row["name"], row["asked"]): row for row in rows}
+    cells = []
+    for name in names:
+        own = [found.get((name, ratio)) for ratio in ratios]
+        times = [row for row in own if row]
+        cells.append(
+            [
+                name, *("-" if row is None else f"{row['nmse']:.4f}" for row in own),
+                _span(row["encode"] for row in times), _span(row["decode"] for row in times),
+            ]
+        )  # fmt: skip
+    fixed = [
+        f"{row['setting']}: ratio {row['ratio']:.1f}, NMSE {row['nmse']:.2g}" for row in rows if row["asked"] is None
+    ]
+    head = ["NMSE at ratio", *map(str, ratios), "encode s", "decode s"]
+    said = f"{_archive(document)} Integers of a channel's range through zstd 19: {'; '.join(fixed)}."
+    return f"{table(head, cells)}\n\n{said} A dash: the method cannot be so small.\n\n{_footer(document)}"
+
+
+def _span(values: Iterable[float]) -> str:
+    listed = sorted(values)
+    return f"{listed[0]:.1f} to {listed[-1]:.1f}" if listed else ""
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     "compare": compare,
+    "frontier": frontier,
     "lossless": lossless,
     "memory": memory,
     "paper_training": paper_training,

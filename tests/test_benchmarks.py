@@ -62,6 +62,20 @@ def test_paper_training(tmp_path: Path) -> None:
     assert document["seconds"] > 0
 
 
+def test_frontier(tmp_path: Path) -> None:
+    for module in ("hdf5plugin", "faiss"):
+        pytest.importorskip(module)
+    document = tiny("frontier", tmp_path)
+    names = {row["name"] for row in document["rows"]}
+    assert {"transform", "transform, linear", "PQ", "KLT + DCT", "PCA", "SZ3", "integers + zstd"} <= names
+    for row in document["rows"]:
+        assert row["ratio"] == document["archive"]["bytes"] / row["bytes"]
+        assert row["asked"] is None or row["ratio"] >= row["asked"]
+        assert row["nmse"] >= 0
+    linear, klt = (next(r for r in document["rows"] if r["name"] == n) for n in ("transform, linear", "KLT + DCT"))
+    assert linear["nmse"] == pytest.approx(klt["nmse"], rel=0.5)
+
+
 def test_memory(tmp_path: Path) -> None:
     document = tiny("memory", tmp_path)
     assert [row["name"] for row in document["rows"]] == ["krnet encode", "krnet decode"]
