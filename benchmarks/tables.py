@@ -149,12 +149,32 @@ def frontier(document: Document) -> str:
     return f"{table(head, cells)}\n\n{said} A dash: the method cannot be so small.\n\n{_footer(document)}"
 
 
+def accuracy(document: Document) -> str:
+    """Accuracy of task networks trained on decoded features, against bytes a sample."""
+    rows = document["rows"]
+    cells = [
+        [
+            row["name"], f"{row['sample_bytes']:,.0f}", f"{row['ratio']:.0f}", f"{row['nmse']:.3f}",
+            f"{100 * row['mean']:.1f}" + (f" ± {100 * row['deviation']:.1f}" if row["deviation"] is not None else ""),
+            " ".join(f"{100 * value:.1f}" for value in row["accuracy"]),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    said = (
+        f"{_archive(document)} {document['epochs']} epochs from fresh weights, tested on {document['test']:,} held-out "
+        "samples as they are."
+    )
+    head = ["", "bytes a sample", "ratio", "NMSE", "accuracy, %", "by seed"]
+    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+
+
 def _span(values: Iterable[float]) -> str:
     listed = sorted(values)
     return f"{listed[0]:.1f} to {listed[-1]:.1f}" if listed else ""
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
+    "accuracy": accuracy,
     "compare": compare,
     "frontier": frontier,
     "lossless": lossless,
