@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from krstore.codec import FitContext
 from krstore.entropy import entropy_bytes
@@ -73,6 +73,8 @@ class Plan:
         magnitude: mean magnitude of each coefficient (K, H', W'), in steps.
         network_bytes: what basis and net may take.
         sample_bits: what the coefficients of a sample may take.
+        net_bytes: about what the net alone takes, of each sample's share.
+        probe: some samples (n, C, H, W), in the units.
     """
 
     units: Units
@@ -83,6 +85,19 @@ class Plan:
     magnitude: Tensor
     network_bytes: int
     sample_bits: float
+    net_bytes: float
+    probe: Tensor
+
+    def linear_is_better(self, analysis: nn.Module, synthesis: nn.Module, step: float) -> bool:
+        """Whether the KLT and DCT alone, given the net's bytes too, have less error than these trained networks."""
+        with torch.no_grad():
+            centre = self.units.centre.to(self.probe.device).view(1, -1, 1, 1)
+            coded = torch.round(analysis(self.probe) / step)
+            error = float((synthesis(coded * step) - centre - self.probe).square().sum())
+            rows = Analysis(self.basis, 0, (self.probe.shape[2], self.probe.shape[3]))(self.probe)
+        room = _coded(coded, 1.0) + self.net_bytes
+        left = float(self.probe.square().sum() - rows.square().sum())
+        return left + _error(rows, rows.shape[1], _step_for_bytes(rows, room)) < error
 
 
 def plan(
@@ -141,7 +156,10 @@ def plan(
     _, kept, step, network = best
     magnitude = (rows[:, :kept] / step).round().abs().mean(0)
     sample_bits = 8 * (budget - network) / spec.samples
-    return Plan(units, spread, basis[:kept], width, step, magnitude, int(network - FIXED_BYTES), sample_bits)
+    return Plan(
+        units, spread, basis[:kept], width, step, magnitude, int(network - FIXED_BYTES), sample_bits,
+        width * net_bytes / spec.samples, grids[:PROBE],
+    )  # fmt: skip
 
 
 def _sampled(source: Source, normaliser: Normaliser, context: FitContext) -> tuple[Units, float, Tensor]:

@@ -123,6 +123,10 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             trainer = Trainer(config, context, network, batches, loss, quantiser, begin.network_bytes)
             loss.iterations = iterations = trainer.planned
             trainer.run()
+            if config.width is None and begin.linear_is_better(analysis.cpu(), synthesis.cpu(), float(rate.step)):
+                context.progress.note("transform: the net is not worth its bytes here; going without")
+                return Transform(msgspec.structs.replace(config, width=0)).fit(source, context)
+            network.to(context.device)
         elif quantiser is not None:
             quantiser.set_bytes(begin.network_bytes)
         step = float(rate.step)

@@ -11,9 +11,15 @@ import scipy.fft
 import torch
 
 import krstore
+from krstore.checkpoint import Checkpoint
+from krstore.codec import FitContext
 from krstore.config import build_config
+from krstore.progress import SILENT
+from krstore.source import scan
 from krstore.testing import ArraySource, example_source
+from krstore_codecs._normalise import Normaliser
 from krstore_codecs._transform import Analysis, RateModel, Synthesis, coefficient_grid
+from krstore_codecs._transform_plan import plan
 from krstore_codecs.transform import Transform
 
 
@@ -123,14 +129,33 @@ def test_error_targets_are_met_within_ten_percent(tmp_path: Path, share: float) 
     assert 0.9 * limit <= store.quality.mse <= limit
 
 
-def test_a_net_must_earn_its_bytes(tmp_path: Path) -> None:
-    """Tiny archives have none, larger ones a wider one."""
+def test_a_larger_archive_affords_a_wider_net() -> None:
+    """None for a tiny one, and none so wide that decoding is slow."""
     widths = []
     for samples in (60, 300, 4000):
-        store = encode(tmp_path / f"{samples}.krs", rectified(samples), ratio=40, settings={"iterations": 2})
-        widths.append(store.config["width"])
+        source = rectified(samples)
+        stats = scan(source)
+        context = FitContext(
+            stats=stats, budget=source.features.nbytes // 40, max_mse=None, device="cpu", seed=0, progress=SILENT,
+            checkpoint=Checkpoint(None),
+        )  # fmt: skip
+        begin = plan(
+            source, Normaliser.of(source.spec, stats), context, share=0.15, weight_bits=4, width=None, channels=None
+        )
+        widths.append(begin.width)
     assert widths[0] == 0
     assert widths == sorted(set(widths))
+    assert widths[-1] <= 72
+
+
+def test_a_net_that_is_worth_less_than_its_bytes_is_left_out(tmp_path: Path) -> None:
+    """Gaussian vectors: nothing beats the linear transform, however long a net is trained."""
+    rng = np.random.default_rng(0)
+    source = ArraySource((rng.normal(size=(1500, 24)) @ rng.normal(size=(24, 24))).astype(np.float32))
+    chosen = encode(tmp_path / "x.krs", source, ratio=6, settings={"iterations": 40})
+    assert chosen.config["width"] == 0
+    forced = encode(tmp_path / "y.krs", source, ratio=6, settings={"iterations": 40, "width": 8})
+    assert chosen.quality.mse < forced.quality.mse
 
 
 def test_channels_of_the_klt_follow_the_budget(tmp_path: Path) -> None:
