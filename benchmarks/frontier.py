@@ -1,7 +1,8 @@
 """Error against bytes: krstore's codecs and what people compress features with otherwise, on one archive.
 
 Every method gets the same array and the same byte budgets. krstore's bytes are those of the finished file; a peer's are
-those that its decoder needs, without a container. NMSE is measured on what was decoded, in float64.
+those that its decoder needs, without a container. NMSE is measured on what was decoded, in float64. With `images.npz`
+and `weights.safetensors` beside `features.h5` in the folder `--data`, WebP of the images is a method too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 import krstore
 from benchmarks._common import Run, archive_facts, main
+from benchmarks.images import webp
 from benchmarks.peers import PEERS, Encoded, integers
 from krstore.errors import TargetUnreachableError
 from krstore.source import Array, Source
@@ -58,6 +60,11 @@ def _rows(run: Run, source: Source, features: Array) -> Iterator[dict[str, Any]]
             found = peer(features, features.nbytes // ratio)
             if found is not None:
                 yield _row(name, ratio, features, found, time.perf_counter() - began)
+        if run.data is not None and (run.data / "images.npz").exists():
+            began = time.perf_counter()
+            found = webp(source, run.folder, run.data, features.nbytes // ratio)
+            if found is not None:
+                yield _row("WebP, recomputed", ratio, features, found, time.perf_counter() - began)
     for bits in BITS:
         began = time.perf_counter()
         yield _row("integers + zstd", None, features, integers(features, bits), time.perf_counter() - began)

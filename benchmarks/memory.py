@@ -60,6 +60,7 @@ def commands(archive: Path, folder: Path, *, tiny: bool) -> dict[str, Sequence[s
     options = {
         "raw": (),
         "krnet": (*SMALL, "--ratio", "50" if tiny else "2000"),
+        "transform": ("--set", "iterations=5", "--set", "width=8", "--ratio", "100"),
         "autoencoder": (*SMALL, "--ratio", "50"),
         "pq": ("--set", "bits=8", "--ratio", "20"),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,30 @@ class Case:
     codec: str
     limit: float
     ratio: float | None = None
-    iterations: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
-CASES = (Case("raw", 0.05), Case("pq", 0.2, 20), Case("autoencoder", 0.2, 40, 20), Case("krnet", 0.2, 40, 20))
+CASES = (
+    Case("raw", 0.05),
+    Case("pq", 0.2, 20),
+    Case("transform", 0.2, 100, {"iterations": 100, "width": 72}),
+    Case("autoencoder", 0.2, 40, {"iterations": 20}),
+    Case("krnet", 0.2, 40, {"iterations": 20}),
+)
 
 
 def measure(run: Run) -> dict[str, Any]:
     """Encode with every codec and time the reads."""
     source = _repeated(run.source(), 400 if run.tiny else SAMPLES)
     picked, repeats = (10, 1) if run.tiny else (PICKED, REPEATS)
-    rows = [_case(case, source, run, picked, repeats) for case in (CASES[::3] if run.tiny else CASES)]
+    rows = [_case(case, source, run, picked, repeats) for case in (CASES[::4] if run.tiny else CASES)]
     return {"archive": archive_facts(source), "picked": picked, "repeats": repeats, "rows": rows}
 
 
 def _case(case: Case, source: ArraySource, run: Run, picked: int, repeats: int) -> dict[str, Any]:
     path = run.folder / f"{case.codec}.krs"
     ratio = case.ratio and (10.0 if run.tiny else case.ratio)
-    settings = {"iterations": 5 if run.tiny else case.iterations} if case.iterations else {}
+    settings = case.settings | ({"iterations": 5} if run.tiny and case.settings else {})
     store = krstore.encode(source, path, case.codec, ratio=ratio, settings=settings, device="cpu")
     everything, rng = np.arange(len(store)), np.random.default_rng(0)
     opened = medians(
