@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,13 @@ class Run:
         tiny: only show that the benchmark works, on example data, in seconds.
         folder: for temporary files; emptied afterwards.
         data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
+        earlier: the JSON of an earlier run to go on with; empty without one.
     """
 
     tiny: bool
     folder: Path
     data: Path | None
+    earlier: dict[str, Any] = field(default_factory=dict)
 
     def source(self) -> Source:
         """Return the archive to measure on: the given one, or example data when tiny."""
@@ -157,9 +159,11 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
     )  # fmt: skip
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the output that are there already")
     given = parser.parse_args()
+    earlier = json.loads(given.output.read_text()) if given.resume and given.output.exists() else {}
     with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
-        results = measure(Run(given.size == "tiny", Path(folder), given.data))
+        results = measure(Run(given.size == "tiny", Path(folder), given.data, earlier))
     document = {"benchmark": name, "size": given.size, "machine": machine(), **results}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(document, indent=1) + "\n")

@@ -7,9 +7,10 @@ and `weights.safetensors` beside `features.h5` in the folder `--data`, WebP of t
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,58 +34,62 @@ CODECS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Encode the archive by every method at every ratio."""
+    """Encode the archive by every method at every ratio; rows of an earlier run on the same archive are kept."""
     source = run.source()
-    features = source.read(np.arange(source.spec.samples))
+    features, facts = source.read(np.arange(source.spec.samples)), archive_facts(source)
+    same = run.earlier.get("archive") == facts
+    done = {(row["name"], row["asked"], row["bits"]): row for row in (run.earlier["rows"] if same else [])}
     rows = []
-    for row in _rows(run, source, features):
+    for name, ratio, bits, method in _methods(run, source, features):
+        row = done.get((name, ratio, bits))
+        if row is None:
+            began = time.perf_counter()
+            encoded = method()
+            if encoded is None:
+                continue
+            row = {"name": name, "asked": ratio, "bits": bits} | _measured(features, encoded, began)
         rows.append(row)
-        print(f"{row['name']:18} {row['asked'] or '-':>4} {row['ratio']:7.1f} {row['nmse']:.5f}", file=sys.stderr)
-    return {"archive": archive_facts(source), "ratios": list(RATIOS), "rows": rows}
+        print(f"{name:18} {ratio or '-':>4} {row['ratio']:7.1f} {row['nmse']:.5f}", file=sys.stderr)
+    return {"archive": facts, "ratios": list(RATIOS), "rows": rows}
 
 
-def _rows(run: Run, source: Source, features: Array) -> Iterator[dict[str, Any]]:
+Method = Callable[[], Encoded | None]
+
+
+def _methods(run: Run, source: Source, features: Array) -> Iterator[tuple[str, int | None, int | None, Method]]:
     for ratio in RATIOS[:1] if run.tiny else RATIOS:
+        budget = features.nbytes // ratio
         for name, (codec, options) in CODECS.items():
             if run.tiny and codec == "transform":
                 options = {"settings": {"iterations": 2}}
-            began = time.perf_counter()
-            try:
-                store = krstore.encode(source, run.folder / "x.krs", codec, ratio=ratio, force=True, **options)
-            except TargetUnreachableError:
-                continue
-            encoded = Encoded(store.bytes.file, _setting(store), lambda store=store: store.read(slice(None)))  # type: ignore[misc]
-            yield _row(name, ratio, features, encoded, time.perf_counter() - began)
+            yield name, ratio, None, functools.partial(_store, run, source, codec, ratio, options)
         for name, peer in PEERS.items():
-            began = time.perf_counter()
-            found = peer(features, features.nbytes // ratio)
-            if found is not None:
-                yield _row(name, ratio, features, found, time.perf_counter() - began)
+            yield name, ratio, None, functools.partial(peer, features, budget)
         if run.data is not None and (run.data / "images.npz").exists():
-            began = time.perf_counter()
-            found = webp(source, run.folder, run.data, features.nbytes // ratio)
-            if found is not None:
-                yield _row("WebP, recomputed", ratio, features, found, time.perf_counter() - began)
+            yield "WebP, recomputed", ratio, None, functools.partial(webp, source, run.folder, run.data, budget)
     for bits in BITS:
-        began = time.perf_counter()
-        yield _row("integers + zstd", None, features, integers(features, bits), time.perf_counter() - began)
+        yield "integers + zstd", None, bits, functools.partial(integers, features, bits)
 
 
-def _row(name: str, asked: int | None, features: Array, encoded: Encoded, seconds: float) -> dict[str, Any]:
-    began = time.perf_counter()
+def _store(run: Run, source: Source, codec: str, ratio: int, options: dict[str, Any]) -> Encoded | None:
+    try:
+        store = krstore.encode(source, run.folder / "x.krs", codec, ratio=ratio, force=True, **options)
+    except TargetUnreachableError:
+        return None
+    names = ("channels", "width", "iterations") if codec == "transform" else ("subvectors", "bits")
+    setting = ", ".join(f"{name} {store.config[name]}" for name in names)
+    return Encoded(store.bytes.file, setting, lambda: store.read(slice(None)))
+
+
+def _measured(features: Array, encoded: Encoded, began: float) -> dict[str, Any]:
+    encode, began = time.perf_counter() - began, time.perf_counter()
     decoded = encoded.decode()
     decode = time.perf_counter() - began
     errors = float(np.square(features.astype(np.float64) - decoded.astype(np.float64)).mean())
     return {
-        "name": name, "asked": asked, "setting": encoded.setting, "bytes": encoded.bytes,
-        "ratio": features.nbytes / encoded.bytes, "nmse": errors / float(features.var(dtype=np.float64)),
-        "encode": seconds, "decode": decode,
+        "setting": encoded.setting, "bytes": encoded.bytes, "ratio": features.nbytes / encoded.bytes,
+        "nmse": errors / float(features.var(dtype=np.float64)), "encode": encode, "decode": decode,
     }  # fmt: skip
-
-
-def _setting(store: krstore.Store) -> str:
-    names = ("channels", "width", "iterations") if store.codec == "transform" else ("subvectors", "bits")
-    return ", ".join(f"{name} {store.config[name]}" for name in names)
 
 
 if __name__ == "__main__":
