@@ -29,7 +29,7 @@ __all__ = ["PEERS", "Encoded", "integers"]
 
 PROBE = 1000  # samples on which a parameter is searched
 TRIES = 12
-COMPONENTS = (8, 16, 32, 64, 128, 256)
+COMPONENTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Floats = NDArray[np.float32]
 
