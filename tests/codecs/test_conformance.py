@@ -14,7 +14,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "raw": {},
     "autoencoder": {"iterations": 12},
     "krnet": {"iterations": 12},
-    "transform": {"iterations": 12},
+    "transform": {"iterations": 12, "width": 8},
     "pq": {"iterations": 4, "train_points": 16},
 }
 EXTRAS = {"pq": "faiss"}
