@@ -112,7 +112,7 @@ def plan(
         width, channels: as given by the user; `None` for the best.
 
     Raises:
-        TargetUnreachableError: nothing fits the budget.
+        TargetUnreachableError: nothing fits the budget, or so few channels have more than the error asked for.
     """
     spec, (most, *grid) = source.spec, normaliser.grid
     units, spread, grids = _sampled(source, normaliser, context)
@@ -128,11 +128,17 @@ def plan(
 
     def budget_for(error: float) -> float:
         steps = {kept: _step_for_error(probe, kept, error * len(probe)) for kept in candidates}
-        return min(
+        sizes = [
             basis_bytes(kept) + spec.samples * (LEAST + _coded(probe[:, :kept], step))
             for kept, step in steps.items()
-            if step
-        )
+            if step is not None
+        ]
+        if not sizes:
+            raise TargetUnreachableError(
+                f"transform: channels={channels} of {most} leave out more than an mse of {context.max_mse:.6g}; "
+                "keep more of them, or none given"
+            )
+        return min(sizes)
 
     budget = float(context.budget or spec.bytes / DEFAULT_RATIO)
     if context.max_mse is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, Self
@@ -61,7 +62,7 @@ class PayloadView:
         return self._container.read_at(PAYLOAD + name, offset, size)
 
 
-class StoreFile(Generic[HeaderT]):
+class StoreFile(ABC, Generic[HeaderT]):
     """An open store.
 
     Opening reads and checks the directory and the header only. Everything else is loaded when it is first needed, and
@@ -145,12 +146,13 @@ class StoreFile(Generic[HeaderT]):
         return check_members(self.path, self._container, self.header)
 
     @property
+    @abstractmethod
     def _source_bytes(self) -> int:
-        raise NotImplementedError
+        """Bytes of what was encoded."""
 
+    @abstractmethod
     def _check_columns(self, header: HeaderT, columns: list[str]) -> None:
         """Refuse a header that contradicts the columns of the file."""
-        raise NotImplementedError
 
     def _check_installed(self) -> None:
         from krstore.registry import codec_names

@@ -14,6 +14,7 @@ import krstore
 from krstore.checkpoint import Checkpoint
 from krstore.codec import FitContext
 from krstore.config import build_config
+from krstore.errors import TargetUnreachableError
 from krstore.progress import SILENT
 from krstore.source import scan
 from krstore.testing import ArraySource, example_source
@@ -167,6 +168,12 @@ def test_channels_of_the_klt_follow_the_budget(tmp_path: Path) -> None:
         for ratio in (4, 15)
     ]
     assert 48 >= kept[0] > kept[1] >= 1
+
+
+def test_too_few_channels_for_an_error_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TargetUnreachableError, match=r"channels=1 of 24 leave out more than an mse of 1e-06"):
+        encode(tmp_path / "x.krs", rectified(100), max_mse=1e-6, settings={"width": 0, "channels": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_float32_weights_are_kept_as_they_are(tmp_path: Path) -> None:
