@@ -55,12 +55,14 @@ class Run:
         folder: for temporary files; emptied afterwards.
         data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
         earlier: the JSON of an earlier run to go on with; empty without one.
+        save: write the results so far, so that a run that is interrupted can be gone on with.
     """
 
     tiny: bool
     folder: Path
     data: Path | None
     earlier: dict[str, Any] = field(default_factory=dict)
+    save: Callable[[dict[str, Any]], None] = lambda results: None
 
     def source(self) -> Source:
         """Return the archive to measure on: the given one, or example data when tiny."""
@@ -162,12 +164,17 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
     parser.add_argument("--resume", action="store_true", help="keep the rows of the output that are there already")
     given = parser.parse_args()
     earlier = json.loads(given.output.read_text()) if given.resume and given.output.exists() else {}
+
+    def save(results: dict[str, Any]) -> None:
+        document = {"benchmark": name, "size": given.size, "machine": machine(), **results}
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = given.output.with_suffix(".partial")
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+        partial.replace(given.output)
+
     with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
-        results = measure(Run(given.size == "tiny", Path(folder), given.data, earlier))
-    document = {"benchmark": name, "size": given.size, "machine": machine(), **results}
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(tables.TABLES[name](document))
+        save(measure(Run(given.size == "tiny", Path(folder), given.data, earlier, save)))
+    print(tables.TABLES[name](json.loads(given.output.read_text())))
 
 
 def _installed(package: str) -> bool:

@@ -2,58 +2,80 @@
 
 `--data` names a folder with `features.h5`, of the ResNet-32's layer `layer3.0`, and `features_test.h5`, of held-out
 images. The network after that layer starts from fresh weights and sees what a method decodes to; it is tested on the
-held-out features as they are.
+held-out features as they are. Raw images, fewer of them in the same bytes, and compressed ones have their features
+computed again, by a network that is not counted.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import krstore
 from benchmarks._common import Run, archive_facts, main
-from benchmarks.peers import klt_dct
+from benchmarks.images import lossless_bytes
+from benchmarks.methods import CODECS, IMAGES, PEERS, Case, nmse
 from krstore.backbones import resnet32_tail
 from krstore.source import Array, Source
 from krstore.testing import example_source
 
-EPOCHS, SEEDS, BATCH = 15, (0, 1, 2), 128
-Method = tuple[str, int, Callable[[Run, Source, Array, int], tuple[int, Array]]]
+EPOCHS, SEEDS, BATCH = 10, (0, 1, 2), 128
+RATIOS = (50, 100, 180, 256)
+METHODS = {name: method for name, method in (CODECS | PEERS | IMAGES).items() if name not in ("ZFP", "OPQ")}
+Labels = NDArray[np.int64]
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Train on the raw features and on what every method makes of them."""
+    """Train on the raw features and on what every method makes of them; rows of an earlier run are kept."""
     source, test = _archives(run)
-    features = source.read(np.arange(source.spec.samples))
+    case = Case(run, source, source.read(np.arange(source.spec.samples)))
     held_out = test.read(np.arange(test.spec.samples))
     assert source.labels is not None
     assert test.labels is not None
     classes, labels = np.unique(source.labels, return_inverse=True)
-    held_out_labels = np.searchsorted(classes, test.labels)
+    judge = _Judge(run, labels, held_out, np.searchsorted(classes, test.labels))
+    facts = {"archive": archive_facts(source), "epochs": EPOCHS, "test": test.spec.samples, "ratios": list(RATIOS)}
+    same = all(run.earlier.get(key) == value for key, value in facts.items())
+    done = {(row["name"], row["asked"]): row for row in (run.earlier["rows"] if same else [])}
     rows = []
-    for name, ratio, method in METHODS[:2] if run.tiny else METHODS:
-        size, decoded = method(run, source, features, ratio)
-        seeds = SEEDS[:1] if run.tiny else SEEDS
-        accuracy = [
-            _accuracy(_trained(decoded, labels, seed, tiny=run.tiny), held_out, held_out_labels) for seed in seeds
-        ]
-        nmse = float(np.square(features - decoded, dtype=np.float64).mean() / features.var(dtype=np.float64))
-        rows.append(
-            {
-                "name": name, "bytes": size, "ratio": features.nbytes / size, "sample_bytes": size / len(features),
-                "nmse": nmse, "accuracy": accuracy, "mean": statistics.mean(accuracy),
-                "deviation": statistics.stdev(accuracy) if len(accuracy) > 1 else None,
-            }
-        )  # fmt: skip
-        print(rows[-1], file=sys.stderr)
-    return {"archive": archive_facts(source), "epochs": EPOCHS, "test": test.spec.samples, "rows": rows}
+
+    def keep(name: str, asked: int | None, row: dict[str, Any]) -> None:
+        rows.append({"name": name, "asked": asked} | row)
+        print(f"{name:18} {asked or '-':>4} {row['mean']:.4f}", file=sys.stderr)
+        run.save({**facts, "rows": [*rows, *done.values()]})
+
+    def accuracy(name: str, asked: int | None, size: int, features: Array, kept: Labels) -> None:
+        error = nmse(case.features, features) if len(features) == len(case.features) else None
+        row = {
+            "bytes": size, "ratio": case.features.nbytes / size, "sample_bytes": size / len(labels),
+            "kept": len(kept), "nmse": error,
+        }  # fmt: skip
+        keep(name, asked, row | judge.accuracy(features, kept))
+
+    everything = np.arange(len(labels))
+    if (row := done.pop(("raw features", None), None)) is not None:
+        keep("raw features", None, row)
+    else:
+        accuracy("raw features", None, case.features.nbytes, case.features, everything)
+    for ratio in RATIOS[:1] if run.tiny else RATIOS:
+        for name, method in list(METHODS.items())[: 1 if run.tiny else None]:
+            if (row := done.pop((name, ratio), None)) is not None:
+                keep(name, ratio, row)
+            elif (encoded := method(case, ratio)) is not None:
+                accuracy(name, ratio, encoded.bytes, encoded.decode(), everything)
+        name = "images, lossless"
+        if (row := done.pop((name, ratio), None)) is not None:
+            keep(name, ratio, row)
+        elif (chosen := _images(case, labels, case.budget(ratio))) is not None:
+            accuracy(name, ratio, chosen[0], case.features[chosen[1]], chosen[1])
+    return {**facts, "rows": rows}
 
 
 def _archives(run: Run) -> tuple[Source, Source]:
@@ -64,60 +86,67 @@ def _archives(run: Run) -> tuple[Source, Source]:
     return run.source(), krstore.open_archive(run.data / "features_test.h5")
 
 
-def _raw(run: Run, source: Source, features: Array, ratio: int) -> tuple[int, Array]:
-    return features.nbytes, features
+def _images(case: Case, labels: Labels, budget: int) -> tuple[int, Labels] | None:
+    """Return the bytes and IDs of randomly chosen images, as many of each class, that fit as lossless WebP files."""
+    data = case.run.data
+    if data is None or not (data / "images.npz").exists():
+        return None
+    order = np.random.default_rng(0).permutation(len(labels))
+    ranks = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        ranks[own] = np.arange(len(own))
+    chosen = order[np.argsort(ranks[order], kind="stable")][: max(1, budget // 500)]
+    total = np.cumsum(lossless_bytes(np.load(data / "images.npz")["images"][chosen]))
+    count = int(np.searchsorted(total, budget, side="right"))
+    return int(total[count - 1]), chosen[:count]
 
 
-def _codec(name: str, **options: Any) -> Callable[[Run, Source, Array, int], tuple[int, Array]]:
-    def method(run: Run, source: Source, features: Array, ratio: int) -> tuple[int, Array]:
-        given = {"settings": {"iterations": 2}} if run.tiny else options
-        store = krstore.encode(source, run.folder / "x.krs", name, ratio=ratio, force=True, **given)
-        return store.bytes.file, store.read(slice(None))
+class _Judge:
+    """Trains task networks and tests them: SGD, momentum 0.9, rate 0.1 to 0 by a cosine, weight decay 5e-4, flips.
 
-    return method
+    Fewer samples than the archive has are shown as many times in all.
+    """
 
+    def __init__(self, run: Run, labels: Labels, held_out: Array, held_out_labels: Labels) -> None:
+        self._tiny, self._labels = run.tiny, labels
+        self._held_out, self._held_out_labels = torch.from_numpy(held_out).float(), held_out_labels
 
-def _klt_dct(run: Run, source: Source, features: Array, ratio: int) -> tuple[int, Array]:
-    found = klt_dct(features, features.nbytes // ratio)
-    assert found is not None
-    return found.bytes, found.decode()
+    def accuracy(self, features: Array, kept: Labels) -> dict[str, Any]:
+        """Return the accuracy by seed, its mean and its deviation, after training on features of these samples."""
+        found = []
+        for seed in SEEDS[:1] if self._tiny else SEEDS:
+            network = self._trained(torch.from_numpy(features).float(), torch.from_numpy(self._labels[kept]), seed)
+            with torch.inference_mode():
+                scores = torch.cat([network(part) for part in torch.split(self._held_out, 256)])
+            found.append(float((scores.argmax(1).numpy() == self._held_out_labels).mean()))
+        return {
+            "accuracy": found, "mean": statistics.mean(found),
+            "deviation": statistics.stdev(found) if len(found) > 1 else None,
+        }  # fmt: skip
 
-
-METHODS: list[Method] = [
-    ("raw features", 1, _raw),
-    ("transform", 128, _codec("transform", preset="fast")),
-    ("transform", 256, _codec("transform", preset="fast")),
-    ("KLT + DCT", 256, _klt_dct),
-    ("PQ", 120, _codec("pq")),
-]
-
-
-def _trained(features: Array, labels: Array, seed: int, *, tiny: bool) -> nn.Module:
-    """Train the task network for `EPOCHS`: SGD, momentum 0.9, rate 0.1 to 0 by a cosine, weight decay 5e-4, flips."""
-    torch.manual_seed(seed)
-    width, classes = features.shape[1], int(labels.max()) + 1
-    body: nn.Module = nn.AdaptiveAvgPool2d(1) if tiny else resnet32_tail()
-    network = nn.Sequential(body, nn.Flatten(), nn.Linear(width, classes))
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    x, y, rng = torch.from_numpy(features).float(), torch.from_numpy(labels), np.random.default_rng(seed)
-    epochs = 1 if tiny else EPOCHS
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * max(1, len(x) // BATCH))
-    for _ in range(epochs):
-        for ids in np.array_split(rng.permutation(len(x)), max(1, len(x) // BATCH)):
-            batch: Tensor = x[ids]
+    def _trained(self, x: Tensor, y: Tensor, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        body: nn.Module = nn.AdaptiveAvgPool2d(1) if self._tiny else resnet32_tail()
+        network = nn.Sequential(body, nn.Flatten(), nn.Linear(x.shape[1], int(self._labels.max()) + 1))
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        batches = (1 if self._tiny else EPOCHS) * max(1, len(self._labels) // BATCH)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches)
+        rng, queue = np.random.default_rng(seed), np.empty(0, np.int64)
+        for _ in range(batches):
+            while len(queue) < BATCH:
+                queue = np.concatenate([queue, rng.permutation(len(x))])
+            ids, queue = queue[:BATCH], queue[BATCH:]
             flipped = torch.from_numpy(rng.random(len(ids)) < 0.5).view(-1, 1, 1, 1)
-            loss = F.cross_entropy(network(torch.where(flipped, batch.flip(3), batch)), y[ids])
+            batch = torch.where(flipped, x[ids].flip(3), x[ids])
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                scores = network(batch)
+            loss = F.cross_entropy(scores.float(), y[ids])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-    return network.eval()
-
-
-def _accuracy(network: nn.Module, features: Array, labels: Array) -> float:
-    with torch.inference_mode():
-        scores = torch.cat([network(part) for part in torch.split(torch.from_numpy(features).float(), 256)])
-    return float((scores.argmax(1).numpy() == labels).mean())
+        return network.eval()
 
 
 if __name__ == "__main__":

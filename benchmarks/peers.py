@@ -25,7 +25,7 @@ from sklearn.decomposition import PCA
 from krstore.entropy import entropy_bytes
 from krstore.source import Array, default_channel_axis, from_channels_first, to_channels_first
 
-__all__ = ["PEERS", "Encoded", "integers"]
+__all__ = ["Encoded", "integers", "klt_dct", "pca", "sz3", "zfp"]
 
 PROBE = 1000  # samples on which a parameter is searched
 TRIES = 12
@@ -184,6 +184,3 @@ def _like(values: Array, features: Array) -> Array:
     if features.dtype == np.uint8:
         return np.rint(values).clip(0, 255).astype(np.uint8)
     return values.clip(features.min(), features.max()).astype(features.dtype)
-
-
-PEERS: dict[str, Callable[[Array, int], Encoded | None]] = {"SZ3": sz3, "ZFP": zfp, "KLT + DCT": klt_dct, "PCA": pca}

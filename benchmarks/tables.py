@@ -154,7 +154,8 @@ def accuracy(document: Document) -> str:
     rows = document["rows"]
     cells = [
         [
-            row["name"], f"{row['sample_bytes']:,.0f}", f"{row['ratio']:.0f}", f"{row['nmse']:.3f}",
+            row["name"], f"{row['sample_bytes']:,.0f}", f"{row['ratio']:.0f}",
+            f"{row['kept']:,} kept" if row["nmse"] is None else f"{row['nmse']:.3f}",
             f"{100 * row['mean']:.1f}" + (f" ± {100 * row['deviation']:.1f}" if row["deviation"] is not None else ""),
             " ".join(f"{100 * value:.1f}" for value in row["accuracy"]),
         ]

@@ -38,6 +38,7 @@ class DecoderSizes(msgspec.Struct, frozen=True, kw_only=True):
         c0, c1: channels before and after the deconvolution.
         stride: of the deconvolution; h0 = ceil(height / stride).
         channels, height, columns: of the features (C, H, W).
+        direct: how many of the last entries of e go around the first FC layer, in style residual.
     """
 
     style: Literal["paper", "residual"]
@@ -49,6 +50,7 @@ class DecoderSizes(msgspec.Struct, frozen=True, kw_only=True):
     channels: int
     height: int
     columns: int
+    direct: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The feature decoder of budgeted stores: the paper's stages around a linear path.
 
-    e (n, width) [-> FC d0 + leaky ReLU] -> FC c0 x h0 x w0 -> 4 residual blocks -> deconvolution c0 -> c1, stride s
-      -> 2 residual blocks -> x + convolution(leaky ReLU(x)) -> features (n, C, H, W) in [0, 1]
+    e (n, width) [-> FC d0 + leaky ReLU, but the last entries around it] -> FC c0 x h0 x w0 -> 4 residual blocks
+      -> deconvolution c0 -> c1, stride s -> 2 residual blocks -> x + convolution(leaky ReLU(x))
+      -> features (n, C, H, W) in [0, 1]
 
 The stages, kernels and depthwise blocks are those of `krstore_codecs._decoder`; what differs is how they are joined.
 There are no norms, nothing on the trunk is rectified, and every residual branch starts at zero, so the decoder is
@@ -61,8 +62,10 @@ class ResidualDecoder(nn.Module):
         super().__init__()
         geometry = Geometry.of(sizes)
         self.start = (sizes.c0, *geometry.start)
+        self.direct = sizes.direct if sizes.d0 else 0
         wide = [nn.Linear(sizes.width, sizes.d0), nn.LeakyReLU(SLOPE)] if sizes.d0 else []
-        self.fc = nn.Sequential(*wide, nn.Linear(sizes.d0 or sizes.width, sizes.c0 * geometry.start_positions))
+        inputs = sizes.d0 + self.direct or sizes.width
+        self.fc = nn.Sequential(*wide, nn.Linear(inputs, sizes.c0 * geometry.start_positions))
         self.before = nn.Sequential(*(_block(sizes.c0, geometry) for _ in range(4)))
         self.deconvolution = geometry.deconvolution(sizes.c0, sizes.c1)
         if sizes.stride == 1:
@@ -77,25 +80,29 @@ class ResidualDecoder(nn.Module):
     def begin_at(self, components: Components, share: float) -> None:
         """Let the last FC layer's inputs stand for principal components, each scaled to `share` of its spread.
 
-        What the layer has inputs for beyond the components begins at zero. A decoder that changes the grid or the
-        channels is left as it is.
+        Direct entries stand for the first of them, unscaled, the others for the rest. What the layer has inputs for
+        beyond the components begins at zero. A decoder that changes the grid or the channels is left as it is.
         """
         last, kernel, bias = self.fc[-1], self.deconvolution.weight, self.deconvolution.bias
         assert isinstance(last, nn.Linear)
         assert bias is not None
         if self.deconvolution.stride != (1, 1) or kernel.shape[1] != len(components.mean):
             return
-        expand = (components.directions.T * components.spread * share)[:, : last.in_features]
+        expand = (components.directions.T * components.spread)[:, : last.in_features]
+        hidden = last.in_features - self.direct
         with torch.no_grad():
             _at_centre(kernel, components.channels)
             bias.copy_(components.mean)
             last.weight.zero_()
-            last.weight[:, : expand.shape[1]] = expand
+            last.weight[:, hidden : hidden + expand.shape[1]] = expand[:, : self.direct]
+            rest = expand[:, self.direct :]
+            last.weight[:, : rest.shape[1]] = share * rest
             last.bias.copy_(components.centre)
 
     def forward(self, e: Tensor) -> Tensor:
         """Decode embeddings."""
-        x = self.fc(e).unflatten(1, self.start)
+        hidden = self.fc[:-1](e)
+        x = self.fc[-1](torch.cat([hidden, e[:, e.shape[1] - self.direct :]], 1)).unflatten(1, self.start)
         return torch.as_tensor(self.head(self.after(self.deconvolution(self.before(x)))))
 
 
@@ -125,12 +132,12 @@ class ResidualEncoder(nn.Module):
         assert bias is not None
         if len(self.fc) > 1 or self.convolution.stride != (1, 1):
             return
-        project, count = components.directions / components.spread[:, None], len(components.spread)
+        project = (components.directions / components.spread[:, None])[: last.out_features]
         with torch.no_grad():
             _at_centre(kernel, components.channels)
             bias.copy_(-components.channels @ components.mean)
-            last.weight[:count] = project
-            last.bias[:count] = -project @ components.centre
+            last.weight[: len(project)] = project
+            last.bias[: len(project)] = -project @ components.centre
 
     def forward(self, features: Tensor) -> Tensor:
         """Encode features."""

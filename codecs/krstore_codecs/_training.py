@@ -45,6 +45,10 @@ class NeuralConfig(CodecConfig, frozen=True, kw_only=True):
     iterations: Annotated[
         Positive | None, msgspec.Meta(description="iterations (paper: 40000); none: sized to the device's speed")
     ] = None
+    passes: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="most passes over the samples where iterations is none; none: no limit"),
+    ] = None
     learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half (paper: 3e-3)")] = (
         1e-3
     )
@@ -209,7 +213,8 @@ class Trainer:
         with FlopCounterMode(display=False) as counter:
             self.loss(ids, grids, 0)[0].backward()  # type: ignore[no-untyped-call]
         room = GPU_FLOPS if self.context.device.startswith("cuda") else CPU_FLOPS
-        return int(min(PAPER_ITERATIONS, max(200, room / max(1, counter.get_total_flops()))))
+        most = math.inf if self.config.passes is None else self.config.passes * self.batches.samples / len(ids)
+        return int(min(PAPER_ITERATIONS, max(200, min(most, room / max(1, counter.get_total_flops())))))
 
     def _schedule(self, iteration: int) -> None:
         rate = self.config.learning_rate

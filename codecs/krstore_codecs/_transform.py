@@ -1,33 +1,72 @@
 """The networks of the transform codec: a linear transform, and on either side of it a small residual network.
 
-    analysis    z (n, C, H, W) -> z + net(z) -> KLT over channels -> DCT over positions -> y (n, K, H', W')
+    analysis    z (n, C, H, W) -> z + net(z) -> KLT of tiles -> DCT over the tiles' grid -> y (n, K, H', W')
     synthesis   y -> inverse DCT -> inverse KLT -> x -> x + net(x) + centre
 
-The nets end in zeros at first, so that both are plain KLT and DCT before training; the KLT is trained with them. Only
-the synthesis is stored. The DCT runs over whole axes of up to 16 positions, over blocks of 8 along longer ones, where
-the last block is filled by repeating the border.
+A tile is a few neighbouring positions with all their channels, down to one position and up to the whole grid. The nets
+end in zeros at first, so that both are plain KLT and DCT before training; the KLT is trained with them. Only the
+synthesis is stored. The DCT runs over whole axes of up to 16 tiles, over blocks of 8 along longer ones, where the last
+block is filled by repeating the border.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Analysis", "RateModel", "Synthesis", "coefficient_grid", "kernel_size"]
+__all__ = ["Analysis", "RateModel", "Synthesis", "Tiles", "kernel_size"]
 
 WHOLE, BLOCK = 16, 8
 SLOPE = 0.1
+ENTRY = 1 / 8  # about the size of a basis's entries as they are trained, whatever its length
 SPEED = 5.0  # spreads learn so many times as fast as the networks' weights
 SMALLEST = 1e-9  # probability
 
 
-def coefficient_grid(height: int, columns: int) -> tuple[int, int]:
-    """Return (H', W'), the coefficients that the DCT has along each axis."""
-    return _coefficients(height), _coefficients(columns)
+@dataclass(frozen=True)
+class Tiles:
+    """A grid of (H, W) positions cut into tiles.
+
+    Attributes:
+        side: positions of a tile along each axis; 1 along one that it does not divide, all along a shorter one.
+    """
+
+    grid: tuple[int, int]
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the positions (h, w) of a tile."""
+        high, wide = (min(self.side, n) for n in self.grid)
+        return (high if self.grid[0] % high == 0 else 1, wide if self.grid[1] % wide == 0 else 1)
+
+    @property
+    def count(self) -> tuple[int, int]:
+        """Return how many tiles there are along each axis: (H / h, W / w)."""
+        return self.grid[0] // self.shape[0], self.grid[1] // self.shape[1]
+
+    @property
+    def coefficients(self) -> tuple[int, int]:
+        """Return (H', W'), the coefficients that the DCT has along each axis."""
+        return _coefficients(self.count[0]), _coefficients(self.count[1])
+
+    def cut(self, grids: Tensor) -> Tensor:
+        """Bring a tile's positions to the channels: (n, C, H, W) to (n, C h w, H / h, W / w)."""
+        (high, wide), (down, across), (count, channels) = self.shape, self.count, grids.shape[:2]
+        parts = grids.reshape(count, channels, down, high, across, wide).permute(0, 1, 3, 5, 2, 4)
+        return parts.reshape(count, channels * high * wide, down, across)
+
+    def join(self, tiles: Tensor) -> Tensor:
+        """Undo `cut`."""
+        (high, wide), (down, across), (count, length) = self.shape, self.count, tiles.shape[:2]
+        channels = length // (high * wide)
+        parts = tiles.reshape(count, channels, high, wide, down, across).permute(0, 1, 4, 2, 5, 3)
+        return parts.reshape(count, channels, down * high, across * wide)
 
 
 def _coefficients(positions: int) -> int:
@@ -72,48 +111,64 @@ class _Residual(nn.Module):
         return x + torch.as_tensor(self.second(F.leaky_relu(self.first(x), SLOPE)))
 
 
+class _Basis(nn.Module):
+    """K vectors over the D numbers of a tile, trained at one pace whatever D is."""
+
+    def __init__(self, kept: int, length: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(kept, length))
+        self.scale = 1 / (ENTRY * math.sqrt(length))
+
+    def begin_at(self, basis: Tensor) -> None:
+        with torch.no_grad():
+            self.vectors.copy_(basis / self.scale)
+
+    def forward(self) -> Tensor:
+        return self.vectors * self.scale
+
+
 class Analysis(nn.Module):
     """Centred grids (n, C, H, W) to coefficients (n, K, H', W').
 
     Args:
-        basis: the KLT (K, C), where training begins.
+        basis: the KLT (K, C h w), where training begins.
         width: channels between the net's convolutions; 0 is no net.
-        grid: (H, W).
     """
 
-    def __init__(self, basis: Tensor, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, basis: Tensor, width: int, tiles: Tiles) -> None:
         super().__init__()
-        self.basis = nn.Parameter(basis.clone())
-        self.net = _Residual(basis.shape[1], width, grid) if width else nn.Identity()
-        self.grid = grid
+        self.basis = _Basis(*basis.shape)
+        self.basis.begin_at(basis)
+        self.net = _Residual(basis.shape[1] // math.prod(tiles.shape), width, tiles.grid) if width else nn.Identity()
+        self.tiles = tiles
 
     def forward(self, grids: Tensor) -> Tensor:
         """Analyse."""
-        y = torch.einsum("kc,nchw->nkhw", self.basis, self.net(grids))
-        (down, _), (across, _) = (_dct(n, y.device) for n in self.grid)
+        y = torch.einsum("kd,ndhw->nkhw", self.basis(), self.tiles.cut(self.net(grids)))
+        (down, _), (across, _) = (_dct(n, y.device) for n in self.tiles.count)
         return down @ y.float() @ across.T
 
 
 class Synthesis(nn.Module):
     """Coefficients (n, K, H', W') to grids (n, C, H, W)."""
 
-    def __init__(self, channels: int, kept: int, width: int, grid: tuple[int, int]) -> None:
+    def __init__(self, channels: int, kept: int, width: int, tiles: Tiles) -> None:
         super().__init__()
-        self.basis = nn.Parameter(torch.zeros(kept, channels))
+        self.basis = _Basis(kept, channels * math.prod(tiles.shape))
         self.centre = nn.Parameter(torch.zeros(channels))
-        self.net = _Residual(channels, width, grid) if width else nn.Identity()
-        self.grid = grid
+        self.net = _Residual(channels, width, tiles.grid) if width else nn.Identity()
+        self.tiles = tiles
 
     def begin_at(self, basis: Tensor, centre: Tensor) -> None:
-        """Begin as the inverse of the KLT (K, C) of grids about `centre` (C,)."""
+        """Begin as the inverse of the KLT (K, C h w) of grids about `centre` (C,)."""
+        self.basis.begin_at(basis)
         with torch.no_grad():
-            self.basis.copy_(basis)
             self.centre.copy_(centre)
 
     def forward(self, y: Tensor) -> Tensor:
         """Synthesise."""
-        (_, up), (_, back) = (_dct(n, y.device) for n in self.grid)
-        x = torch.einsum("kc,nkhw->nchw", self.basis, up @ y @ back.T)
+        (_, up), (_, back) = (_dct(n, y.device) for n in self.tiles.count)
+        x = self.tiles.join(torch.einsum("kd,nkhw->ndhw", self.basis(), up @ y @ back.T))
         return torch.as_tensor(self.net(x)) + self.centre.view(1, -1, 1, 1)
 
 

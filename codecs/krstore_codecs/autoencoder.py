@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
 from krstore.errors import TargetUnreachableError
-from krstore.source import Array, Ids, Source, SourceSpec, chunks
+from krstore.source import Array, Ids, Source, SourceSpec
 from krstore.store.blocks import BlockReader
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
+from krstore_codecs._codes import LATENTS, CodeReader, encode_all, noisy, rounded, step_for, write_codes
 from krstore_codecs._decoder import DecoderSizes
-from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
+from krstore_codecs._latents import SpilledRows
 from krstore_codecs._networks import DecoderConfig, build_decoder, build_encoder, coded_bytes, describe_network, largest
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
@@ -40,8 +41,6 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 __all__ = ["Autoencoder", "AutoencoderConfig"]
 
 FEWEST = 4
-LATENTS, STEP = "latent/codes", "network/step"
-GAUSSIAN_BITS = 2.05  # entropy, in bits, of a standard Gaussian rounded to a step of 1: log2(2 pi e) / 2
 
 
 class AutoencoderConfig(DecoderConfig, frozen=True, kw_only=True):
@@ -117,19 +116,19 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
 
         def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
             latents = encoder(grids).float()
-            if quantiser is not None and quantiser.enabled:
-                latents = latents + (torch.round(latents / plan.step) * plan.step - latents).detach()
-            elif quantiser is not None:
-                noise = torch.Generator(latents.device).manual_seed(context.seed << 32 | iteration)
-                uniform = torch.rand(latents.shape, device=latents.device, generator=noise)
-                latents = latents + plan.step * (uniform - 0.5)
+            if quantiser is not None:
+                latents = (
+                    rounded(latents, plan.step)
+                    if quantiser.enabled
+                    else noisy(latents, plan.step, context.seed, iteration)
+                )
             error = (decoder(latents).float() - grids).square().mean()
             return error * grids[0].numel(), error
 
         batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
         trainer = Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes)
         trainer.run()
-        latents = _encode_all(source, normaliser, encoder, context.device, length)
+        latents = encode_all(source, normaliser, encoder, context.device, length)
         state = {name: value.cpu().numpy() for name, value in plain_state(decoder).items()}
         return FittedAutoencoder(
             sizes=plan.sizes, normaliser=normaliser, state=state,
@@ -158,9 +157,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             size = max(1, 4096 // (4 * fitted.latents.length))
             sink.write_blocks(LATENTS, size, (rows.astype("<f4").tobytes() for rows in fitted.latents.chunks(size)))
         else:
-            step = np.float32(fitted.step * knob)
-            sink.write(STEP, step.astype("<f4").tobytes())
-            write_integer_blocks(sink, LATENTS, fitted.latents, float(step))
+            write_codes(sink, fitted.latents, fitted.step * knob)
 
     @classmethod
     def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
@@ -199,8 +196,8 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             network_bytes = max(network_bytes, smallest)
             wanted = max(FEWEST, int((budget - network_bytes) * 8 / config.latent_bits / spec.samples))
             latent = largest(lambda n: estimate(n) <= network_bytes, FEWEST, min(wanted, 4096))
-        bits = min(10.0, max(0.5, (budget - network_bytes) * 8 / spec.samples / latent))
-        return Plan(AutoencoderSizes(sizes(latent), config.weights), network_bytes, 2 ** (GAUSSIAN_BITS - bits))
+        bits = (budget - network_bytes) * 8 / spec.samples / latent
+        return Plan(AutoencoderSizes(sizes(latent), config.weights), network_bytes, step_for(bits))
 
 
 @dataclass(frozen=True)
@@ -223,9 +220,7 @@ class _AutoencoderDecoder(NeuralDecoder):
         length = sizes.decoder.width
         self._latents: Callable[[Ids], Array]
         if quantised:
-            step = np.frombuffer(payload.read(STEP), "<f4", 1)[0]
-            integers = IntegerBlocks(payload, LATENTS, context.kept, length)
-            self._latents = lambda rows: integers.read(rows).astype(np.float32) * step
+            self._latents = CodeReader(payload, context.kept, length).read
         else:
             floats = BlockReader(
                 payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length)
@@ -234,15 +229,6 @@ class _AutoencoderDecoder(NeuralDecoder):
 
     def grids(self, rows: Ids) -> Tensor:
         return torch.as_tensor(self._network(torch.from_numpy(self._latents(rows)).to(self.device)))
-
-
-def _encode_all(source: Source, normaliser: Normaliser, encoder: nn.Module, device: str, length: int) -> SpilledRows:
-    latents = SpilledRows(length)
-    with torch.inference_mode():
-        for _, features in chunks(source, 1 << 22):
-            grids = normaliser.scale(normaliser.to_grid(features).to(device))
-            latents.append(encoder(grids).float().cpu().numpy())
-    return latents
 
 
 def _floats(blocks: list[bytes], samples: list[int], length: int) -> Array:

@@ -7,7 +7,9 @@ of which each sample sees a rotation of its own (Eq. 1). There is no encoder, an
 2 H numbers a group. Everything else is the network, so ours counts it: sized to the byte target, its weights
 quantised (the last of the training runs through the quantiser) and entropy-coded. Its decoder keeps the paper's
 stages but joins them as residuals (`krstore_codecs._residual`), and the vectors go into it without FC modules of their
-own. The presets ``paper-cifar`` and ``paper-imagenet`` are the paper's own networks and training, stored as float32.
+own. With `latent` codes a sample, which an encoder makes and the decoder gets beside the ID's embedding, it is a family
+from the paper's network to an autoencoder that is told which sample it decodes. The presets ``paper-cifar`` and
+``paper-imagenet`` are the paper's own networks and training, stored as float32.
 """
 
 from __future__ import annotations
@@ -22,16 +24,25 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
-from krstore.errors import TargetUnreachableError
+from krstore.errors import TargetUnreachableError, UsageError
 from krstore.source import Ids, Source, SourceSpec, class_indices
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
+from krstore_codecs._codes import CodeReader, encode_all, noisy, rounded, step_for, write_codes
 from krstore_codecs._decoder import DecoderSizes, FullyConnected
-from krstore_codecs._networks import DecoderConfig, build_decoder, coded_bytes, describe_network, largest
+from krstore_codecs._latents import SpilledRows
+from krstore_codecs._networks import (
+    DecoderConfig,
+    build_decoder,
+    build_encoder,
+    coded_bytes,
+    describe_network,
+    largest,
+)
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, read_sizes, unpack_network
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._pca import principal_components
-from krstore_codecs._residual import ResidualDecoder
+from krstore_codecs._residual import ResidualDecoder, ResidualEncoder
 from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Trainer
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
@@ -49,6 +60,10 @@ class KRNetConfig(DecoderConfig, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=2)] | None,
         msgspec.Meta(description="H: samples a group, and length of its vectors"),
     ] = None
+    latent: Annotated[
+        int, msgspec.Meta(ge=0, description="codes a sample beside its ID, from an encoder that is not kept (paper: 0)")
+    ] = 0
+    latent_bits: Annotated[float, msgspec.Meta(ge=0.5, le=10, description="bits a code takes, about")] = 4.0
     gamma: Annotated[float, msgspec.Meta(ge=0, description="weight of Eq. 3's second term, with --task-model")] = 1e-3
 
 
@@ -119,30 +134,34 @@ class KRNetSizes(msgspec.Struct, frozen=True):
     group_size: Annotated[int, msgspec.Meta(ge=2, le=1 << 24)]
     decoder: DecoderSizes
     weights: Literal["quantised", "float32"]
+    latent: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 0
 
 
 class KRNetModule(nn.Module):
-    """The whole network: group and local IDs (n,) to features (n, C, H, W) in [0, 1]."""
+    """The whole network: group and local IDs (n,), and codes (n, L) if any, to features (n, C, H, W) in [0, 1]."""
 
     def __init__(self, sizes: KRNetSizes) -> None:
         super().__init__()
         self.embedding = BatchedIdEmbedding(sizes.groups, sizes.group_size, modules=sizes.decoder.style == "paper")
         self.decoder = build_decoder(sizes.decoder)
 
-    def forward(self, group: Tensor, local: Tensor) -> Tensor:
+    def forward(self, group: Tensor, local: Tensor, codes: Tensor | None = None) -> Tensor:
         """Recite samples."""
-        return torch.as_tensor(self.decoder(self.embedding(group, local)))
+        e = self.embedding(group, local)
+        return torch.as_tensor(self.decoder(e if codes is None else torch.cat([e, codes], dim=1)))
 
 
 @dataclass(frozen=True)
 class FittedKRNet:
-    """A trained network with its quantiser's steps."""
+    """A trained network with its quantiser's steps, and the samples' codes with theirs, if any."""
 
     sizes: KRNetSizes
     normaliser: Normaliser
     state: dict[str, np.ndarray[Any, np.dtype[np.float32]]]
     quantiser: WeightQuantiser | None
     iterations: int
+    codes: SpilledRows | None = None
+    step: float = 0.0
 
 
 class KRNet(Codec[KRNetConfig, FittedKRNet]):
@@ -163,8 +182,10 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
     }  # fmt: skip
 
     def validate(self, spec: SourceSpec) -> None:
-        """Refuse sizes that contradict each other."""
+        """Refuse options that contradict each other."""
         self.config.check(spec)
+        if self.config.latent and self.config.weights == "float32":
+            raise UsageError(f"latent={self.config.latent}: codes are quantised, and so must weights be, not float32")
 
     def fit(self, source: Source, context: FitContext) -> FittedKRNet:
         """Train the network on Eq. 3: L_kr1 in [0, 1] units, plus gamma L_kr2 when a task network is given."""
@@ -176,13 +197,18 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             network = KRNetModule(sizes)
+            encoder = build_encoder(_encoder_sizes(sizes)) if sizes.latent else None
         if isinstance(network.decoder, ResidualDecoder):
             decoder = sizes.decoder
-            components = principal_components(source, normaliser, decoder.c0, decoder.d0, context.seed)
+            count = decoder.d0 + decoder.direct
+            components = principal_components(source, normaliser, decoder.c0, count, context.seed)
             if components is not None:
                 network.decoder.begin_at(components, share=0.3)
+                if isinstance(encoder, ResidualEncoder):
+                    encoder.begin_at(components)
         quantiser = WeightQuantiser(network, fine=LATENT_PREFIX) if sizes.weights == "quantised" else None
-        network.to(context.device)
+        trained = nn.ModuleDict({"network": network} | ({"encoder": encoder} if encoder else {})).to(context.device)
+        step = step_for(self.config.latent_bits)
         context.progress.note(
             f"krnet: {sizes.groups} groups of {sizes.group_size}, {describe_network(network, sizes.decoder)}"
         )
@@ -191,17 +217,22 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
             task_model.eval().requires_grad_(False).to(context.device)
 
         def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-            picked = ids.to(context.device)
-            recited = network(group[picked], local[picked]).float()
+            picked, codes = ids.to(context.device), None
+            if encoder is not None:
+                latents = encoder(grids).float()
+                rounding = quantiser is not None and quantiser.enabled
+                codes = rounded(latents, step) if rounding else noisy(latents, step, context.seed, iteration)
+            recited = network(group[picked], local[picked], codes).float()
             total = recitation_loss(recited, grids, normaliser, task_model, self.config.gamma)
             return total, (recited - grids).square().mean()
 
         batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
-        room = budget - 8 * source.spec.channels - 400
-        trainer = Trainer(self.config, context, network, batches, loss, quantiser, room)
+        room = budget - 8 * source.spec.channels - 400 - _code_bytes(self.config, source.spec)
+        trainer = Trainer(self.config, context, trained, batches, loss, quantiser, room)
         trainer.run()
         state = {name: value.cpu().numpy() for name, value in plain_state(network).items()}
-        return FittedKRNet(sizes, normaliser, state, quantiser, trainer.planned)
+        codes = encode_all(source, normaliser, encoder, context.device, sizes.latent) if encoder else None
+        return FittedKRNet(sizes, normaliser, state, quantiser, trainer.planned, codes, step)
 
     def settled(self, fitted: FittedKRNet) -> KRNetConfig:
         """Return the config with the network's sizes and the iterations filled in."""
@@ -224,6 +255,8 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
             part = {n: v for n, v in fitted.state.items() if n.startswith(LATENT_PREFIX) == latent}
             own = None if steps is None else {name: steps[name] for name in part if name in steps}
             sink.write(member, pack_weights(part, own))
+        if fitted.codes is not None:
+            write_codes(sink, fitted.codes, fitted.step * knob)
 
     @classmethod
     def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
@@ -243,10 +276,12 @@ class _KRNetDecoder(NeuralDecoder):
         self._network = unpack_network(
             lambda: KRNetModule(sizes), members, payload, quantised=quantised, device=self.device
         )
+        self._codes = CodeReader(payload, context.kept, sizes.latent) if sizes.latent else None
 
     def grids(self, rows: Ids) -> Tensor:
         group, local = (torch.from_numpy(v[rows]).to(self.device) for v in (self._groups.group, self._groups.local))
-        return torch.as_tensor(self._network(group, local))
+        codes = None if self._codes is None else torch.from_numpy(self._codes.read(rows)).to(self.device)
+        return torch.as_tensor(self._network(group, local, codes))
 
 
 def recitation_loss(
@@ -271,6 +306,7 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
     Raises:
         TargetUnreachableError: the smallest network does not fit.
     """
+    budget -= _code_bytes(config, spec)
     size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 2.5)))))
     groups = Groups.of(labels, spec.samples, size).count
     while config.group_size is None and size > 16 and groups * size > budget / 8:  # vectors of many small classes
@@ -278,8 +314,9 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
         groups = Groups.of(labels, spec.samples, size).count
 
     def sizes(d0: int) -> KRNetSizes:
-        decoder = config.decoder_sizes(spec, width=2 * size, d0=d0, network_bytes=budget)
-        return KRNetSizes(groups, size, decoder, config.weights)
+        decoder = config.decoder_sizes(spec, width=2 * size + config.latent, d0=d0, network_bytes=budget)
+        decoder = msgspec.structs.replace(decoder, direct=config.latent if config.style == "residual" else 0)
+        return KRNetSizes(groups, size, decoder, config.weights, config.latent)
 
     def estimate(d0: int) -> float:
         with torch.device("meta"):
@@ -293,3 +330,13 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
             f"{budget:,}. Ask for a larger file, or try another codec"
         )
     return sizes(largest(lambda d0: estimate(d0) <= budget, FEWEST, 1 << 16) // 2 * 2)
+
+
+def _code_bytes(config: KRNetConfig, spec: SourceSpec) -> int:
+    return int(spec.samples * config.latent * config.latent_bits / 8)
+
+
+def _encoder_sizes(sizes: KRNetSizes) -> DecoderSizes:
+    """Return the sizes of the encoder: the decoder's mirror, from the features to the codes alone."""
+    wide = sizes.decoder.d0 if sizes.decoder.style == "paper" else 0
+    return msgspec.structs.replace(sizes.decoder, width=sizes.latent, d0=wide, direct=0)

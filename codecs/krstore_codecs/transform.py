@@ -33,7 +33,7 @@ from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_bl
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
-from krstore_codecs._transform import Analysis, RateModel, Synthesis, coefficient_grid
+from krstore_codecs._transform import Analysis, RateModel, Synthesis, Tiles
 from krstore_codecs._transform_plan import Plan, Units, plan
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
@@ -47,6 +47,10 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
     """Options of the transform codec; sizes that are none are chosen for the byte target."""
 
     batch_size: Annotated[int, msgspec.Meta(ge=1, description="samples an iteration")] = 50
+    passes: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="most passes over the samples where iterations is none; none: no limit"),
+    ] = 150.0
     learning_rate: Annotated[float, msgspec.Meta(gt=0, description="Adam's rate in the first half")] = 4e-3
     plateau: Annotated[
         Annotated[float, msgspec.Meta(gt=0)] | None,
@@ -56,7 +60,10 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=0, le=4096)] | None,
         msgspec.Meta(description="channels between the convolutions of each net; 0: no net"),
     ] = None
-    channels: Annotated[Positive | None, msgspec.Meta(description="channels that the KLT keeps")] = None
+    tile: Annotated[
+        Positive | None, msgspec.Meta(description="positions along each axis that the KLT takes together")
+    ] = None
+    channels: Annotated[Positive | None, msgspec.Meta(description="coefficients that the KLT keeps of a tile")] = None
     network_share: Annotated[
         float, msgspec.Meta(gt=0, lt=1, description="share of the target that the net may take")
     ] = 0.15
@@ -67,8 +74,9 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
 
 
 class TransformSizes(msgspec.Struct, frozen=True):
-    """What rebuilds the synthesis: channels of its KLT, width of its net, the unit of its output, how it is stored."""
+    """What rebuilds the synthesis: tile and channels of its KLT, width of its net, unit of its output, its storage."""
 
+    tile: int
     channels: int
     width: int
     unit: float
@@ -100,18 +108,17 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         config, normaliser = self.config, Normaliser.of(source.spec, context.stats)
         begin = plan(
             source, normaliser, context, share=config.network_share, weight_bits=config.weight_bits,
-            width=config.width, channels=config.channels,
+            width=config.width, tile=config.tile, channels=config.channels,
         )  # fmt: skip
-        grid = normaliser.grid[1:]
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
-            analysis = Analysis(begin.basis, begin.width, grid)
-            synthesis = Synthesis(normaliser.grid[0], len(begin.basis), begin.width, grid)
+            analysis = Analysis(begin.basis, begin.width, begin.tiles)
+            synthesis = Synthesis(normaliser.grid[0], len(begin.basis), begin.width, begin.tiles)
         synthesis.begin_at(begin.basis, begin.units.centre)
         rate = RateModel(tuple(begin.magnitude.shape), begin.step, begin.sample_bits)
         rate.begin_at(begin.magnitude)
         context.progress.note(
-            f"transform: {len(begin.basis)} channels, width {begin.width}, "
+            f"transform: {len(begin.basis)} channels of tiles {begin.tiles.shape}, width {begin.width}, "
             f"{sum(p.numel() for p in synthesis.parameters()):,} weights, {begin.sample_bits / 8:.1f} bytes a sample"
         )
         quantiser = WeightQuantiser(synthesis, fine="basis") if config.weights == "quantised" else None
@@ -131,7 +138,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             quantiser.set_bytes(begin.network_bytes)
         step = float(rate.step)
         state = {name: value.cpu().numpy() for name, value in plain_state(synthesis).items()}
-        sizes = TransformSizes(len(begin.basis), begin.width, begin.spread, config.weights)
+        sizes = TransformSizes(begin.tiles.side, len(begin.basis), begin.width, begin.spread, config.weights)
         rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
         steps = None if quantiser is None else quantiser.steps()
         return FittedTransform(sizes, normaliser, state, steps, step, rows, iterations)
@@ -139,7 +146,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
     def settled(self, fitted: FittedTransform) -> TransformConfig:
         """Return the config with what was chosen filled in."""
         return msgspec.structs.replace(
-            self.config, width=fitted.sizes.width, channels=fitted.sizes.channels,
+            self.config, width=fitted.sizes.width, tile=fitted.sizes.tile, channels=fitted.sizes.channels,
             iterations=fitted.iterations or self.config.iterations,
         )  # fmt: skip
 
@@ -200,11 +207,12 @@ class _TransformDecoder(NeuralDecoder):
         super().__init__(payload, context)
         channels, *grid = grid_shape(context.spec)
         sizes = _read_sizes(payload, context.spec)
+        tiles = Tiles((grid[0], grid[1]), sizes.tile)
         self._network = unpack_network(
-            lambda: Synthesis(channels, sizes.channels, sizes.width, (grid[0], grid[1])),
+            lambda: Synthesis(channels, sizes.channels, sizes.width, tiles),
             {"": WEIGHTS}, payload, quantised=sizes.weights == "quantised", device=self.device,
         )  # fmt: skip
-        self._shape = (sizes.channels, *coefficient_grid(grid[0], grid[1]))
+        self._shape = (sizes.channels, *tiles.coefficients)
         self._step = float(np.frombuffer(payload.read(STEP), "<f4", 1)[0])
         self._integers = IntegerBlocks(payload, COEFFICIENTS, context.kept, math.prod(self._shape))
         span = torch.from_numpy(self.normaliser.span)
@@ -220,17 +228,21 @@ def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
         sizes = msgspec.json.decode(payload.read(SIZES), type=TransformSizes)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptStoreError(f"the transform's sizes are malformed: {error}") from error
-    channels = grid_shape(spec)[0]
-    if not (1 <= sizes.channels <= channels and 0 <= sizes.width <= 1 << 16 and 0 < sizes.unit < math.inf):
-        raise CorruptStoreError(f"a transform of sizes {sizes} does not make samples of {channels} channels")
+    elements = math.prod(grid_shape(spec))
+    if not (
+        1 <= sizes.channels <= elements
+        and 1 <= sizes.tile <= elements
+        and 0 <= sizes.width <= 1 << 16
+        and 0 < sizes.unit < math.inf
+    ):
+        raise CorruptStoreError(f"a transform of sizes {sizes} does not make samples of shape {spec.shape}")
     return sizes
 
 
 def _transform_all(
-    source: Source, normaliser: Normaliser, units: Units, analysis: nn.Module, device: str, step: float
+    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, device: str, step: float
 ) -> SpilledRows:
-    shape = coefficient_grid(normaliser.grid[1], normaliser.grid[2])
-    rows = SpilledRows(len(analysis.basis) * math.prod(shape))  # type: ignore[arg-type]
+    rows = SpilledRows(len(analysis.basis.vectors) * math.prod(analysis.tiles.coefficients))
     with torch.inference_mode():
         for grids in _grids(source, normaliser, device):
             rows.append((analysis(units.enter(grids)).flatten(1) / step).cpu().numpy())

@@ -28,6 +28,14 @@ def test_conforms(name: str, tmp_path: Path) -> None:
     check_codec(name, tmp_path, settings=SETTINGS[name])
 
 
+def test_krnet_with_codes_conforms(tmp_path: Path) -> None:
+    check_codec("krnet", tmp_path, settings={"iterations": 12, "latent": 3})
+
+
+def test_transform_of_tiles_conforms(tmp_path: Path) -> None:
+    check_codec("transform", tmp_path, settings={"width": 0, "tile": 2})
+
+
 def test_every_tested_codec_is_registered() -> None:
     assert set(SETTINGS) <= set(krstore.codec_names())
 
