@@ -54,6 +54,7 @@ class Run:
         tiny: only show that the benchmark works, on example data, in seconds.
         folder: for temporary files; emptied afterwards.
         data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
+        ratios: what to ask for, where the benchmark asks for ratios; empty for its own choice.
         earlier: the JSON of an earlier run to go on with; empty without one.
         save: write the results so far, so that a run that is interrupted can be gone on with.
     """
@@ -61,6 +62,7 @@ class Run:
     tiny: bool
     folder: Path
     data: Path | None
+    ratios: tuple[int, ...] = ()
     earlier: dict[str, Any] = field(default_factory=dict)
     save: Callable[[dict[str, Any]], None] = lambda results: None
 
@@ -161,6 +163,7 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
     )  # fmt: skip
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--ratios", type=int, nargs="+", default=(), help="where the benchmark asks for ratios")
     parser.add_argument("--resume", action="store_true", help="keep the rows of the output that are there already")
     given = parser.parse_args()
     earlier = json.loads(given.output.read_text()) if given.resume and given.output.exists() else {}
@@ -173,7 +176,7 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
         partial.replace(given.output)
 
     with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
-        save(measure(Run(given.size == "tiny", Path(folder), given.data, earlier, save)))
+        save(measure(Run(given.size == "tiny", Path(folder), given.data, tuple(given.ratios), earlier, save)))
     print(tables.TABLES[name](json.loads(given.output.read_text())))
 
 

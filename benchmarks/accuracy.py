@@ -41,7 +41,7 @@ def measure(run: Run) -> dict[str, Any]:
     assert test.labels is not None
     classes, labels = np.unique(source.labels, return_inverse=True)
     judge = _Judge(run, labels, held_out, np.searchsorted(classes, test.labels))
-    facts = {"archive": archive_facts(source), "epochs": EPOCHS, "test": test.spec.samples, "ratios": list(RATIOS)}
+    facts = {"archive": archive_facts(source), "epochs": EPOCHS, "test": test.spec.samples}
     same = all(run.earlier.get(key) == value for key, value in facts.items())
     done = {(row["name"], row["asked"]): row for row in (run.earlier["rows"] if same else [])}
     rows = []
@@ -64,7 +64,7 @@ def measure(run: Run) -> dict[str, Any]:
         keep("raw features", None, row)
     else:
         accuracy("raw features", None, case.features.nbytes, case.features, everything)
-    for ratio in RATIOS[:1] if run.tiny else RATIOS:
+    for ratio in RATIOS[:1] if run.tiny else run.ratios or RATIOS:
         for name, method in list(METHODS.items())[: 1 if run.tiny else None]:
             if (row := done.pop((name, ratio), None)) is not None:
                 keep(name, ratio, row)
@@ -75,7 +75,7 @@ def measure(run: Run) -> dict[str, Any]:
             keep(name, ratio, row)
         elif (chosen := _images(case, labels, case.budget(ratio))) is not None:
             accuracy(name, ratio, chosen[0], case.features[chosen[1]], chosen[1])
-    return {**facts, "rows": rows}
+    return {**facts, "rows": [*rows, *done.values()]}
 
 
 def _archives(run: Run) -> tuple[Source, Source]:

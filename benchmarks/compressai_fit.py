@@ -131,7 +131,7 @@ def fit(x: Tensor, budget: int, hyperprior: bool, seconds: float) -> tuple[int, 
     optimiser = torch.optim.Adam([{"params": rest, "pace": 1.0}, {"params": prior, "pace": 3.0}])
     auxiliary = torch.optim.Adam([model.bottleneck.quantiles], 1e-2)
     aim = AIM * 8 * (budget - model.decoder_bytes() - 2 * 40 * model.bottleneck.channels) / count
-    weight, began, iteration, order, progress = 2.0, time.perf_counter(), 0, torch.randperm(count), 0.0
+    weight, began, iteration, order, progress = 2.0, time.process_time(), 0, torch.randperm(count), 0.0
     while progress < 1:
         start = iteration * BATCH % (count // BATCH * BATCH)
         if start == 0:
@@ -149,7 +149,7 @@ def fit(x: Tensor, budget: int, hyperprior: bool, seconds: float) -> tuple[int, 
         auxiliary.step()
         if iteration > SETTLED:
             weight *= math.exp(0.02 * max(-1.0, min(1.0, math.log(aim * len(batch) / max(1.0, rounded)))))
-        iteration, progress = iteration + 1, (time.perf_counter() - began) / seconds
+        iteration, progress = iteration + 1, (time.process_time() - began) / seconds
     model.eval()
     with torch.no_grad():
         for module in model.modules():

@@ -42,12 +42,12 @@ def measure(run: Run) -> dict[str, Any]:
             row = {"name": name, "asked": ratio, "bits": bits} | _measured(case.features, encoded, began)
         rows.append(row)
         print(f"{name:18} {ratio or '-':>4} {row['ratio']:7.1f} {row['nmse']:.5f}", file=sys.stderr)
-        run.save({"archive": facts, "ratios": list(RATIOS), "rows": [*rows, *done.values()]})
-    return {"archive": facts, "ratios": list(RATIOS), "rows": rows}
+        run.save({"archive": facts, "rows": [*rows, *done.values()]})
+    return {"archive": facts, "rows": [*rows, *done.values()]}
 
 
 def _methods(case: Case) -> Iterator[tuple[str, int | None, int | None, Callable[[], Encoded | None]]]:
-    for ratio in RATIOS[:1] if case.run.tiny else RATIOS:
+    for ratio in RATIOS[:1] if case.run.tiny else case.run.ratios or RATIOS:
         for name, method in METHODS.items():
             yield name, ratio, None, functools.partial(method, case, ratio)
     for bits in BITS:

@@ -19,7 +19,7 @@ from krstore.source import Array, default_channel_axis
 __all__ = ["factorised", "hyperprior"]
 
 PACKAGE = "compressai==1.2.8"
-SECONDS = 240.0  # of training, about what transform's default takes on one core
+SECONDS = 240.0  # of processor time in training, about what transform's default takes on one core
 LEAST_SIDE = 8
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers, and draw its picture.
+"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers, and draw its pictures.
 
 `compare.json` there is the one that `krstore compare` writes.
 """
@@ -27,7 +27,8 @@ def rendered(page: str, results: Path) -> str:
 
     def fill(match: re.Match[str]) -> str:
         path = results / f"{match['name']}.json"
-        body = TABLES[match["name"]](json.loads(path.read_text())) + "\n" if path.exists() else ""
+        document = json.loads(path.read_text()) if path.exists() else None
+        body = TABLES[document.get("benchmark", "compare")](document) + "\n" if document else ""
         return f"{match['begin']}{body}{match['end']}"
 
     pattern = r"(?P<begin><!-- begin (?P<name>\w+) -->\n).*?(?P<end><!-- end (?P=name) -->)"
@@ -48,9 +49,14 @@ def main() -> None:
     if given.check:
         return
     given.page.write_text(new)
-    compared = given.results / "compare.json"
-    if compared.exists():
-        plot_rate_distortion(json.loads(compared.read_text())["rows"], given.page.with_name("rate_distortion.png"))
+    from benchmarks.pictures import PICTURES  # only those who draw need matplotlib
+
+    for path in sorted(given.results.glob("*.json")):
+        document = json.loads(path.read_text())
+        if path.stem == "compare":
+            plot_rate_distortion(document["rows"], given.page.with_name("rate_distortion.png"))
+        elif document["benchmark"] in PICTURES:
+            PICTURES[document["benchmark"]](document, given.page.with_name(f"{path.stem}.png"))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ def paper_training(document: Document) -> str:
 
 def frontier(document: Document) -> str:
     """NMSE of every method at every ratio, with how the best peer stands to transform in words."""
-    rows, ratios = document["rows"], document["ratios"]
+    rows = document["rows"]
+    ratios = sorted({row["asked"] for row in rows if row["asked"] is not None})
     names = list(dict.fromkeys(row["name"] for row in rows if row["asked"] is not None))
     found = {(row["name"], row["asked"]): row for row in rows}
     cells = []
@@ -159,13 +160,43 @@ def accuracy(document: Document) -> str:
             f"{100 * row['mean']:.1f}" + (f" ± {100 * row['deviation']:.1f}" if row["deviation"] is not None else ""),
             " ".join(f"{100 * value:.1f}" for value in row["accuracy"]),
         ]
-        for row in rows
+        for row in sorted(rows, key=lambda row: float(row.get("asked") or 0))
     ]  # fmt: skip
     said = (
         f"{_archive(document)} {document['epochs']} epochs from fresh weights, tested on {document['test']:,} held-out "
         "samples as they are."
     )
     head = ["", "bytes a sample", "ratio", "NMSE", "accuracy, %", "by seed"]
+    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+
+
+def scaling(document: Document) -> str:
+    """Error, bytes, time and memory against the number of samples."""
+    cells = [
+        [
+            row["name"], f"{row['samples']:,}", f"{row['nmse']:.4f}", f"{row['bytes']:,}",
+            f"{row['network'] / row['bytes']:.1%}", str(row["width"]), f"{row['encode']:.0f}", f"{row['decode']:.1f}",
+            f"{row['encode_peak'] / 1e6:,.0f}", f"{row['decode_peak'] / 1e6:,.0f}",
+        ]
+        for row in sorted(document["rows"], key=lambda row: (row["name"], row["samples"]))
+    ]  # fmt: skip
+    head = [
+        "", "samples", "NMSE", "bytes", "network", "width", "encode s", "decode s", "encode peak MB", "decode peak MB",
+    ]  # fmt: skip
+    return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{_footer(document)}"
+
+
+def family(document: Document) -> str:
+    """krnet's family at one file size."""
+    cells = [
+        [
+            row["name"], f"{row['code_bytes']:.1f}", f"{row['network'] / row['bytes']:.0%}", f"{row['ratio']:.1f}",
+            f"{row['nmse']:.4f}",
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = ["", "bytes of codes a sample", "network", "ratio", "NMSE"]
+    said = f"{_archive(document)} {document['iterations']} iterations each."
     return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
 
 
@@ -177,11 +208,13 @@ def _span(values: Iterable[float]) -> str:
 TABLES: dict[str, Callable[[Document], str]] = {
     "accuracy": accuracy,
     "compare": compare,
+    "family": family,
     "frontier": frontier,
     "lossless": lossless,
     "memory": memory,
     "paper_training": paper_training,
     "random_access": random_access,
+    "scaling": scaling,
     "startup": startup,
 }
 

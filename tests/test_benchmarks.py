@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+import krstore
+import krstore.backbones
 from krstore.comparison import compare
 from krstore.testing import example_source
 
@@ -79,6 +83,33 @@ def test_accuracy(tmp_path: Path) -> None:
     assert (raw["name"], raw["nmse"], raw["ratio"]) == ("raw features", 0, 1)
     assert transform["ratio"] > 5
     assert all(0 <= row["mean"] <= 1 for row in (raw, transform))
+
+
+def test_scaling(tmp_path: Path) -> None:
+    (row,) = tiny("scaling", tmp_path)["rows"]
+    assert row["samples"] == 300
+    assert row["ratio"] >= 10
+    assert row["encode_peak"] > 50e6
+
+
+def test_family(tmp_path: Path) -> None:
+    (row,) = tiny("family", tmp_path)["rows"]
+    assert (row["codec"], row["latent"]) == ("krnet", 1)
+    assert row["code_bytes"] > 0
+
+
+def test_archives(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("test", 10)):
+        images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(count) % 20)
+    save_file(krstore.backbones.resnet32().state_dict(), tmp_path / "weights.safetensors")
+    ran = benchmark("archives", "--data", tmp_path, "-o", tmp_path / "out", "embeddings", "images", "late_60", "tokens")
+    assert ran.returncode == 0, ran.stderr
+    shapes = {path.parent.name: krstore.open_archive(path).spec for path in tmp_path.glob("out/*/features.h5")}
+    assert {name: (spec.samples, *spec.shape) for name, spec in shapes.items()} == {
+        "embeddings": (40, 64), "images": (40, 3, 32, 32), "late_60": (60, 64, 8, 8), "tokens": (40, 65, 64),
+    }  # fmt: skip
 
 
 def test_memory(tmp_path: Path) -> None:

@@ -57,26 +57,35 @@ class SpilledRows:
             yield np.frombuffer(data, np.float32).reshape(-1, self.length)
 
 
+class _Packed(msgspec.Struct, frozen=True, array_like=True):
+    length: int
+    tables: bytes
+    used: bytes
+    offsets: bytes | None = None
+
+
 @dataclass(frozen=True)
 class _Columns:
-    """The columns of each table; a column of zeros is in none.
+    """The columns of each table, and what is taken off each column; one that is then of zeros is in no table.
 
     Attributes:
         members: the columns of each table, ascending.
         tables: as many.
+        offsets: of each column (L,).
     """
 
-    length: int
     members: list[Ids]
     tables: list[Table]
+    offsets: Integers
 
     def to_bytes(self) -> bytes:
-        """Return the tables and which each column uses, the latter as a stream with a table of its own."""
-        used = np.full(self.length, len(self.members), np.int32)
+        """Return tables, which of them each column uses, and offsets, the last two as streams with their own tables."""
+        used = np.full(len(self.offsets), len(self.members), np.int32)
         for number, columns in enumerate(self.members):
             used[columns] = number
-        table = Table.of(used)
-        return msgspec.msgpack.encode([self.length, pack_tables([table, *self.tables]), encode_runs([used], [table])])
+        own = [Table.of(used), *([Table.of(self.offsets)] if self.offsets.any() else [])]
+        streams = [encode_runs([run], [table]) for run, table in zip((used, self.offsets), own, strict=False)]
+        return msgspec.msgpack.encode(_Packed(len(used), pack_tables([*own, *self.tables]), *streams))
 
     @classmethod
     def from_bytes(cls, data: bytes, length: int) -> _Columns:
@@ -86,16 +95,19 @@ class _Columns:
             CorruptStoreError: the bytes are malformed, or for another number of columns.
         """
         try:
-            own, packed, stream = msgspec.msgpack.decode(data, type=tuple[int, bytes, bytes])
+            packed = msgspec.msgpack.decode(data, type=_Packed)
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise CorruptStoreError(f"the tables of columns are malformed: {error}") from error
-        tables = unpack_tables(packed)
-        if own != length or not tables:
-            raise CorruptStoreError(f"{len(tables)} tables for {own} columns; expected {length}")
-        (used,) = decode_runs(stream, [length], tables[:1])
-        if used.min(initial=0) < 0 or used.max(initial=0) >= len(tables):
-            raise CorruptStoreError(f"columns use tables {used.min()} to {used.max()} of {len(tables) - 1}")
-        return cls(length, _members(used, len(tables) - 1), tables[1:])
+        tables, own = unpack_tables(packed.tables), 1 if packed.offsets is None else 2
+        if packed.length != length or len(tables) < own:
+            raise CorruptStoreError(f"{len(tables)} tables for {packed.length} columns; expected {length}")
+        (used,) = decode_runs(packed.used, [length], tables[:1])
+        offsets = np.zeros(length, np.int32)
+        if packed.offsets is not None:
+            (offsets,) = decode_runs(packed.offsets, [length], tables[1:2])
+        if used.min(initial=0) < 0 or used.max(initial=0) > len(tables) - own:
+            raise CorruptStoreError(f"columns use tables {used.min()} to {used.max()} of {len(tables) - own}")
+        return cls(_members(used, len(tables) - own), tables[own:], offsets)
 
 
 def spread_classes(spread: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -107,27 +119,30 @@ def spread_classes(spread: NDArray[np.float64]) -> NDArray[np.int64]:
 def write_integer_blocks(sink: PayloadSink, name: str, rows: SpilledRows, step: float) -> None:
     """Write round(rows / step) as blocks `NAME` and their frequency tables `NAME.columns`.
 
-    Columns that spread alike share a table: one a quarter octave of standard deviation. Those of nothing but zeros
-    take no bytes.
+    A column's mean is taken off, to the nearest integer, where tables hold what that leaves. Columns that spread alike
+    share a table: one a quarter octave of standard deviation. Those of one value alone take no bytes.
     """
-    count, total, squares = max(1, rows.count), np.zeros(rows.length), np.zeros(rows.length)
+    count = max(1, rows.count)
+    total, squares, largest = np.zeros(rows.length), np.zeros(rows.length), np.zeros(rows.length)
     for chunk in rows.chunks():
         values = _quantise(chunk, step).astype(np.float64)
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
+        largest = np.maximum(largest, np.abs(values).max(axis=0, initial=0))
+    offsets = np.where(2 * largest <= LARGEST, np.rint(total / count), 0).astype(np.int32)
     spread = np.sqrt(np.maximum(squares / count - np.square(total / count), 0))
-    alive = np.flatnonzero(squares)
+    alive = np.flatnonzero(squares - 2.0 * offsets * total + count * np.square(offsets, dtype=np.float64))
     classes = spread_classes(spread[alive])
     members = [alive[classes == k] for k in range(int(classes.max(initial=-1)) + 1)]
-    counts = _histograms(rows, step, members)
+    counts = _histograms(rows, step, offsets, members)
     tables = [Table.from_counts(low, histogram) for low, histogram in counts]
     bytes_per_sample = sum(entropy_bytes(histogram) for _, histogram in counts) / count
-    sink.write(f"{name}.columns", _Columns(rows.length, members, tables).to_bytes())
+    sink.write(f"{name}.columns", _Columns(members, tables, offsets).to_bytes())
     per_block = samples_per_block(bytes_per_sample)
 
     def blocks() -> Iterator[bytes]:
         for chunk in rows.chunks(ROWS // per_block * per_block):
-            integers = _quantise(chunk, step)
+            integers = _quantise(chunk, step) - offsets
             for start in range(0, len(integers), per_block):
                 block = integers[start : start + per_block]
                 yield encode_runs([block[:, columns] for columns in members], tables)
@@ -148,7 +163,7 @@ class IntegerBlocks:
     def __init__(self, payload: MemberReader, name: str, samples: int, length: int) -> None:
         self._length = length
         columns = _Columns.from_bytes(payload.read(f"{name}.columns"), length)
-        self._members, self._tables = columns.members, columns.tables
+        self._members, self._tables, self._offsets = columns.members, columns.tables, columns.offsets
         self._blocks = BlockReader(payload, name, samples, self._unpack)
 
     def read(self, rows: Ids) -> Integers:
@@ -156,12 +171,12 @@ class IntegerBlocks:
         return self._blocks.read(rows)
 
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
-        out = np.zeros((sum(samples), self._length), np.int32)
+        out = np.tile(self._offsets, (sum(samples), 1))
         start = 0
         for data, count in zip(blocks, samples, strict=True):
             runs = decode_runs(data, [count * len(columns) for columns in self._members], self._tables)
             for columns, run in zip(self._members, runs, strict=True):
-                out[start : start + count, columns] = run.reshape(count, len(columns))
+                out[start : start + count, columns] += run.reshape(count, len(columns))
             start += count
         return out
 
@@ -174,18 +189,20 @@ def _quantise(values: NDArray[np.float32], step: float) -> Integers:
     return np.asarray(np.rint(values / np.float32(step)).clip(-LARGEST, LARGEST), np.int32)
 
 
-def _histograms(rows: SpilledRows, step: float, members: list[Ids]) -> list[tuple[int, NDArray[np.int64]]]:
+def _histograms(
+    rows: SpilledRows, step: float, offsets: Integers, members: list[Ids]
+) -> list[tuple[int, NDArray[np.int64]]]:
     """Return (lowest value, counts from there) over each set of columns."""
     low, high = np.full(rows.length, np.iinfo(np.int32).max), np.full(rows.length, np.iinfo(np.int32).min)
     for chunk in rows.chunks():
-        integers = _quantise(chunk, step)
+        integers = _quantise(chunk, step) - offsets
         low, high = np.minimum(low, integers.min(axis=0)), np.maximum(high, integers.max(axis=0))
     lows = [int(low[columns].min()) for columns in members]
     counts = [
         np.zeros(int(high[columns].max()) - first + 1, np.int64) for columns, first in zip(members, lows, strict=True)
     ]
     for chunk in rows.chunks():
-        integers = _quantise(chunk, step)
+        integers = _quantise(chunk, step) - offsets
         for columns, first, histogram in zip(members, lows, counts, strict=True):
             histogram += np.bincount((integers[:, columns] - first).reshape(-1), minlength=len(histogram))
     return list(zip(lows, counts, strict=True))

@@ -3,10 +3,11 @@
     analysis    z (n, C, H, W) -> z + net(z) -> KLT of tiles -> DCT over the tiles' grid -> y (n, K, H', W')
     synthesis   y -> inverse DCT -> inverse KLT -> x -> x + net(x) + centre
 
-A tile is a few neighbouring positions with all their channels, down to one position and up to the whole grid. The nets
-end in zeros at first, so that both are plain KLT and DCT before training; the KLT is trained with them. Only the
-synthesis is stored. The DCT runs over whole axes of up to 16 tiles, over blocks of 8 along longer ones, where the last
-block is filled by repeating the border.
+Here (C, H, W) is the source's grid, or for a sequence of tokens that make a square, with or without a class token
+before them, that square (`Layout`). A tile is a few neighbouring positions with all their channels, down to one and up
+to the whole grid. The nets end in zeros at first, so that both are plain KLT and DCT before training; the KLT is
+trained with them. Only the synthesis is stored. The DCT runs over whole axes of up to 16 tiles, over blocks of 8 along
+longer ones, where the last block is filled by repeating the border.
 """
 
 from __future__ import annotations
@@ -19,13 +20,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Analysis", "RateModel", "Synthesis", "Tiles", "kernel_size"]
+__all__ = ["Analysis", "Layout", "RateModel", "Synthesis", "Tiles", "kernel_size"]
 
 WHOLE, BLOCK = 16, 8
 SLOPE = 0.1
 ENTRY = 1 / 8  # about the size of a basis's entries as they are trained, whatever its length
 SPEED = 5.0  # spreads learn so many times as fast as the networks' weights
 SMALLEST = 1e-9  # probability
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a source's grid (C, H, W) is laid out for the transform; squared errors are the same on either side.
+
+    Attributes:
+        grid: (C, T, 1) for a sequence of T tokens.
+        square: lay T = s s tokens out as (C, s, s), and T = s s + 1 as (2 C, s, s), the first of them over s in the
+            other C channels at every position.
+    """
+
+    grid: tuple[int, int, int]
+    square: bool = False
+
+    @classmethod
+    def choices(cls, grid: tuple[int, int, int]) -> list[Layout]:
+        """Return the layouts that a grid can have."""
+        side = math.isqrt(grid[1])
+        square = grid[2] == 1 and side > 1 and grid[1] - side * side in (0, 1)
+        return [cls(grid), *([cls(grid, square=True)] if square else [])]
+
+    @property
+    def side(self) -> int:
+        """Return s of a square."""
+        return math.isqrt(self.grid[1])
+
+    @property
+    def first(self) -> bool:
+        """Return whether there is a token before a square."""
+        return self.square and self.grid[1] > self.side**2
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of what `enter` returns, by sample."""
+        if not self.square:
+            return self.grid
+        return self.grid[0] * (2 if self.first else 1), self.side, self.side
+
+    def enter(self, grids: Tensor) -> Tensor:
+        """Lay grids (n, C, H, W) out."""
+        if not self.square:
+            return grids
+        first, patches = grids[:, :, : int(self.first)], grids[:, :, int(self.first) :]
+        square = patches.reshape(*grids.shape[:2], self.side, self.side)
+        return torch.cat([square, (first / self.side).expand(square.shape)], 1) if self.first else square
+
+    def leave(self, laid: Tensor) -> Tensor:
+        """Undo `enter`."""
+        if not self.square:
+            return laid
+        patches = laid[:, : self.grid[0]].flatten(2)
+        first = laid[:, self.grid[0] :].mean((2, 3)) * self.side
+        return torch.cat([first[..., None], patches] if self.first else [patches], 2)[..., None]
 
 
 @dataclass(frozen=True)
@@ -182,6 +237,7 @@ class RateModel(nn.Module):
 
     step: Tensor
     bits: Tensor
+    mean: Tensor
 
     def __init__(self, shape: tuple[int, ...], step: float, target_bits: float) -> None:
         super().__init__()
@@ -189,11 +245,14 @@ class RateModel(nn.Module):
         self.target_bits = target_bits
         self.register_buffer("step", torch.tensor(step))
         self.register_buffer("bits", torch.tensor(target_bits))
+        self.register_buffer("mean", torch.zeros(shape))
 
-    def begin_at(self, spread: Tensor) -> None:
-        """Begin at these mean magnitudes of the coefficients, in steps."""
+    def begin_at(self, coefficients: Tensor) -> None:
+        """Begin at the means and the mean magnitudes about them of some coefficients (n, K, H', W')."""
         with torch.no_grad():
-            self.spread.copy_((spread + 1e-3).log() / SPEED)
+            self.mean.copy_(coefficients.mean(0))
+            magnitude = ((coefficients - self.mean) / self.step).round().abs().mean(0)
+            self.spread.copy_((magnitude + 1e-3).log() / SPEED)
 
     def forward(self, values: Tensor, *, learn: bool) -> Tensor:
         """Return the bits (scalar, of the batch) of coefficients in steps.
@@ -205,7 +264,7 @@ class RateModel(nn.Module):
         spread = (SPEED * self.spread).exp()
         if not learn:
             spread = spread.detach()
-        size = values.abs()
+        size = (values - torch.round(self.mean / self.step)).abs()
         far = 0.5 * torch.exp(-(size + 0.5) / spread)
         near = 0.5 * torch.exp(-(size - 0.5).abs() / spread)
         probability = torch.where(size < 0.5, 1 - near, near) - far

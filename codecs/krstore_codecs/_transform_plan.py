@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from krstore.codec import FitContext
@@ -22,7 +21,7 @@ from krstore.source import Source
 from krstore.store.rate import DEFAULT_RATIO
 from krstore_codecs._latents import spread_classes
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs._transform import Analysis, Tiles, kernel_size
+from krstore_codecs._transform import Analysis, Layout, Tiles, kernel_size
 
 __all__ = ["Plan", "Units", "plan"]
 
@@ -39,26 +38,37 @@ GAIN = 2.0  # about how much a trained net lowers the error
 
 @dataclass(frozen=True)
 class Units:
-    """The units that networks work in: grids about the channels' means, in multiples of their common spread.
+    """The units that networks work in: grids laid out, about their channels' means, in multiples of a common spread.
 
     Attributes:
+        layout: of the grids.
         factor: what a grid scaled to [0, 1] is multiplied by (C,); 0 for a dead channel.
-        centre: the channels' means then (C,).
+        centre: the means then, of the layout's channels (C',).
     """
 
+    layout: Layout
     factor: Tensor
     centre: Tensor
-
-    @classmethod
-    def of(cls, normaliser: Normaliser, mean: NDArray[np.float64], spread: float) -> Units:
-        """Return the units for a source of these channel means and this standard deviation about them."""
-        low, span = normaliser.low.astype(np.float64), normaliser.span.astype(np.float64)
-        return cls(torch.from_numpy(span / spread).float(), torch.from_numpy((mean - low) / spread).float())
 
     def enter(self, grids: Tensor) -> Tensor:
         """Bring grids (n, C, H, W) in [0, 1] into these units."""
         factor, centre = (v.to(grids.device).view(1, -1, 1, 1) for v in (self.factor, self.centre))
-        return grids * factor - centre
+        return self.layout.enter(grids * factor) - centre
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Some samples of the source, in units of their own.
+
+    Attributes:
+        spread: the standard deviation about the channels' means, raw units.
+        probe, others: grids (n, C, H, W); bases come from the others, errors from the probe.
+    """
+
+    units: Units
+    spread: float
+    probe: Tensor
+    others: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,21 +80,24 @@ class _Linear:
         rows: coefficients (n, D, H', W') of the probe.
     """
 
+    sample: _Sample
     tiles: Tiles
     basis: Tensor
     rows: Tensor
 
     @classmethod
-    def of(cls, tiles: Tiles, grids: Tensor, probe: Tensor) -> _Linear:
-        """Return the KLT of these grids (n, C, H, W)."""
-        length = grids.shape[1] * math.prod(tiles.shape)
-        covariance = torch.zeros(length, length)
-        for part in torch.split(grids, 256):
-            vectors = tiles.cut(part).movedim(1, -1).reshape(-1, length)
+    def of(cls, sample: _Sample, side: int) -> _Linear:
+        """Return the KLT of tiles of this side, about each position's mean."""
+        channels, *grid = sample.units.layout.shape
+        tiles = Tiles((grid[0], grid[1]), side)
+        length = channels * math.prod(tiles.shape)
+        covariance, mean = torch.zeros(length, length), sample.others.mean(0)
+        for part in torch.split(sample.others, 256):
+            vectors = tiles.cut(part - mean).movedim(1, -1).reshape(-1, length)
             covariance += vectors.T @ vectors
         basis = torch.linalg.eigh(covariance.double()).eigenvectors.flip(1).T.float()
         with torch.no_grad():
-            return cls(tiles, basis, Analysis(basis, 0, tiles)(probe))
+            return cls(sample, tiles, basis, Analysis(basis, 0, tiles)(sample.probe))
 
     def kept(self, channels: int | None) -> list[int]:
         """Return numbers of channels to try, ascending: the given one, or all and fewer by factors of about 1.4."""
@@ -93,17 +106,29 @@ class _Linear:
             return [min(channels, most)]
         return sorted({max(1, round(most * 2 ** (-i / 2))) for i in range(14)})
 
-    def network_bytes(self, kept: int) -> float:
+    def basis_bytes(self, kept: int) -> float:
         """Return about what the basis takes, with all that does not depend on the net."""
-        channels = self.basis.shape[1] // math.prod(self.tiles.shape)
-        return kept * self.basis.shape[1] * BASIS_BITS / 8 + 2 * channels + TABLE_BYTES + FIXED_BYTES
+        length = self.basis.shape[1]
+        return kept * length * BASIS_BITS / 8 + 2 * self.sample.units.layout.shape[0] + TABLE_BYTES + FIXED_BYTES
+
+    def net_bytes(self, weight_bits: float) -> float:
+        """Return about what a net takes for each channel of its width."""
+        return 2 * self.sample.units.layout.shape[0] * kernel_size(self.tiles.grid) * weight_bits / 8
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A KLT, how many of its channels are kept, the step, what the network takes, and the probe's squared error."""
+    """How a budget may be spent.
+
+    Attributes:
+        kept: channels of the KLT.
+        step: of the quantiser.
+        network: bytes of basis and net.
+        error: squared, of the probe, raw units; without what a net would do.
+    """
 
     linear: _Linear
+    width: int
     kept: int
     step: float
     network: float
@@ -121,12 +146,9 @@ class Plan:
         basis: the KLT (K, C h w).
         width: of the nets; 0 for none.
         step: of the quantiser.
-        magnitude: mean magnitude of each coefficient (K, H', W'), in steps.
+        coefficients: of some samples (n, K, H', W').
         network_bytes: what basis and net may take.
         sample_bits: what the coefficients of a sample may take.
-        saved: bytes a sample that the network takes beyond what the best one without a net would.
-        linear: that one.
-        probe: some samples (n, C, H, W), in the units.
     """
 
     units: Units
@@ -135,22 +157,22 @@ class Plan:
     basis: Tensor
     width: int
     step: float
-    magnitude: Tensor
+    coefficients: Tensor
     network_bytes: int
     sample_bits: float
-    saved: float
-    linear: _Choice
-    probe: Tensor
+    _probe: Tensor
+    _saved: float
+    _linear: _Choice
 
     def linear_is_better(self, analysis: nn.Module, synthesis: nn.Module, step: float) -> bool:
         """Whether the best KLT and DCT alone, in the same bytes, have less error than these trained networks."""
         with torch.no_grad():
-            centre = self.units.centre.to(self.probe.device).view(1, -1, 1, 1)
-            coded = torch.round(analysis(self.probe) / step)
-            error = float((synthesis(coded * step) - centre - self.probe).square().sum())
-        rows, kept = self.linear.linear.rows, self.linear.kept
-        step = _step_for_bytes(rows[:, :kept], _coded(coded, 1.0) + self.saved)
-        return _error(rows, kept, step) < error
+            coded = torch.round(analysis(self._probe) / step)
+            centre = self.units.centre.to(self._probe.device).view(1, -1, 1, 1)
+            error = float((synthesis(coded * step) - centre - self._probe).square().sum()) * self.spread**2
+        linear, kept = self._linear.linear, self._linear.kept
+        step = _step_for_bytes(linear.rows[:, :kept], _coded(coded, 1.0) + self._saved)
+        return _error(linear, kept, step) < error
 
 
 def plan(
@@ -168,39 +190,48 @@ def plan(
     Raises:
         TargetUnreachableError: nothing fits the budget, or so few channels have more than the error asked for.
     """
-    spec, (most, height, columns) = source.spec, normaliser.grid
-    units, spread, grids = _sampled(source, normaliser, context)
-    probe, others = grids[:PROBE], grids[PROBE:] if len(grids) < spec.samples else grids
+    spec = source.spec
     linears = [
-        _Linear.of(Tiles((height, columns), side), others, probe)
-        for side in ([tile] if tile else _sides(most, height, columns))
+        _Linear.of(sample, side)
+        for sample in _samples(source, normaliser, context)
+        for side in ([tile] if tile else _sides(*sample.units.layout.shape))
     ]
     budget = float(context.budget or spec.bytes / DEFAULT_RATIO)
     if context.max_mse is not None:
-        gain = 1.0 if width == 0 else GAIN
-        error = gain * context.max_mse * spec.elements / spread**2
-        budget = min((_budget_for(linear, channels, error, spec.samples) for linear in linears), default=math.inf)
+        error = (1.0 if width == 0 else GAIN) * context.max_mse * spec.elements
+        budget = min(_budget_for(linear, channels, error, spec.samples) for linear in linears)
         if budget == math.inf:
             raise TargetUnreachableError(
                 f"transform: channels={channels} leave out more than an mse of {context.max_mse:.6g}; "
                 "keep more of them, or give no number"
             )
-    net_bytes = 2 * most * kernel_size((height, columns)) * weight_bits / 8  # for each channel of its width
-    if width is None:
-        width = min(MOST_WIDTH, int(share * budget / net_bytes) // WIDTH_STEP * WIDTH_STEP)
-    linear = _best(linears, channels, budget, spec.samples, 0.0)
-    best = _best(linears[:1], channels, budget, spec.samples, width * net_bytes) if width else linear
-    if best is None or linear is None:
-        smallest = min(own.network_bytes(own.kept(channels)[0]) for own in linears) + width * net_bytes
+
+    def best(linears: list[_Linear], width: int | None) -> _Choice | None:
+        choices: list[_Choice] = []
+        for linear in linears:
+            each = linear.net_bytes(weight_bits)
+            wide = min(MOST_WIDTH, int(share * budget / each) // WIDTH_STEP * WIDTH_STEP) if width is None else width
+            choices += _choices(linear, channels, budget, spec.samples, wide, wide * each)
+        return min(choices, key=lambda choice: choice.error, default=None)
+
+    plain = best(linears, 0)
+    chosen = plain if width == 0 else best([own for own in linears if tile or own.tiles.side == 1], width)
+    if chosen is None or plain is None:
+        smallest = min(
+            own.basis_bytes(own.kept(channels)[0]) + (width or 0) * own.net_bytes(weight_bits) for own in linears
+        )
         raise TargetUnreachableError(
             f"transform: its smallest network here takes about {int(smallest):,} bytes; the target leaves "
             f"{int(budget):,}. Ask for a larger file"
         )
-    magnitude = (best.linear.rows[:, : best.kept] / best.step).round().abs().mean(0)
+    if chosen.width == 0:
+        chosen = plain
+    linear = chosen.linear
     return Plan(
-        units, spread, best.linear.tiles, best.linear.basis[: best.kept], width, best.step, magnitude,
-        int(best.network - FIXED_BYTES), 8 * (budget - best.network) / spec.samples,
-        (best.network - linear.network) / spec.samples, linear, probe,
+        linear.sample.units, linear.sample.spread, linear.tiles, linear.basis[: chosen.kept], chosen.width, chosen.step,
+        linear.rows[:, : chosen.kept], int(chosen.network - FIXED_BYTES),
+        8 * (budget - chosen.network) / spec.samples, linear.sample.probe,
+        (chosen.network - plain.network) / spec.samples, plain,
     )  # fmt: skip
 
 
@@ -211,49 +242,53 @@ def _sides(channels: int, height: int, columns: int) -> list[int]:
     return [s for s in sides if s == 1 or channels * math.prod(Tiles((height, columns), s).shape) <= MOST_LENGTH]
 
 
-def _best(
-    linears: list[_Linear], channels: int | None, budget: float, samples: int, net_bytes: float
-) -> _Choice | None:
-    """Return the KLT and the number of its channels with the least error in a budget; `None` where none fits."""
+def _choices(
+    linear: _Linear, channels: int | None, budget: float, samples: int, width: int, net_bytes: float
+) -> list[_Choice]:
+    """Return numbers of channels that fit a budget, as long as more of them lower the error."""
     choices: list[_Choice] = []
-    for linear in linears:
-        least = math.inf
-        for kept in linear.kept(channels):
-            network = linear.network_bytes(kept) + net_bytes
-            if network >= budget:
-                break
-            step = _step_for_bytes(linear.rows[:, :kept], (budget - network) / samples)
-            error = _error(linear.rows, kept, step)
-            if error > least:
-                break
-            least = error
-            choices.append(_Choice(linear, kept, step, network, error))
-    return min(choices, key=lambda choice: choice.error, default=None)
+    for kept in linear.kept(channels):
+        network = linear.basis_bytes(kept) + net_bytes
+        if network >= budget:
+            break
+        step = _step_for_bytes(linear.rows[:, :kept], (budget - network) / samples)
+        error = _error(linear, kept, step)
+        if choices and error > choices[-1].error:
+            break
+        choices.append(_Choice(linear, width, kept, step, network, error))
+    return choices
 
 
 def _budget_for(linear: _Linear, channels: int | None, error: float, samples: int) -> float:
     """Return the fewest bytes at which the KLT has this squared error a sample; infinity where it cannot."""
     least = math.inf
     for kept in linear.kept(channels):
-        step = _step_for_error(linear.rows, kept, error * len(linear.rows))
+        step = _step_for_error(linear, kept, error * len(linear.rows))
         if step is not None:
-            size = linear.network_bytes(kept) + samples * (LEAST + _coded(linear.rows[:, :kept], step))
+            size = linear.basis_bytes(kept) + samples * (LEAST + _coded(linear.rows[:, :kept], step))
             if size > least:
                 break
             least = size
     return least
 
 
-def _sampled(source: Source, normaliser: Normaliser, context: FitContext) -> tuple[Units, float, Tensor]:
-    """Return units, their size in the source's own, and random samples (n, C, H, W) in them."""
+def _samples(source: Source, normaliser: Normaliser, context: FitContext) -> list[_Sample]:
+    """Return random samples in every layout that the source can have."""
     size = min(source.spec.samples, SAMPLES, max(1, BYTES // (4 * source.spec.elements)))
     rng = np.random.default_rng(context.seed)
     picked = np.sort(rng.permutation(source.spec.samples)[:size])
     scaled = normaliser.scale(normaliser.to_grid(source.read(picked)))[rng.permutation(size)]
-    centred = Units.of(normaliser, context.stats.mean, 1.0).enter(scaled)
-    spread = float(centred.double().square().mean().sqrt()) or 1.0
-    units = Units.of(normaliser, context.stats.mean, spread)
-    return units, spread, units.enter(scaled)
+    span = torch.from_numpy(normaliser.span)
+    samples = []
+    for layout in Layout.choices(normaliser.grid):
+        raw = layout.enter(scaled * span.view(1, -1, 1, 1))
+        mean = raw.mean((0, 2, 3))
+        spread = float((raw - mean.view(1, -1, 1, 1)).double().square().mean().sqrt()) or 1.0
+        units = Units(layout, span / spread, mean / spread)
+        grids = units.enter(scaled)
+        others = grids[PROBE:] if size < source.spec.samples else grids
+        samples.append(_Sample(units, spread, grids[:PROBE], others))
+    return samples
 
 
 def _bisect(rows: Tensor, too_fine: Callable[[float], bool]) -> float:
@@ -270,22 +305,24 @@ def _step_for_bytes(rows: Tensor, sample_bytes: float) -> float:
     return _bisect(rows, lambda step: _coded(rows, step) > sample_bytes)
 
 
-def _step_for_error(probe: Tensor, kept: int, error: float) -> float | None:
+def _step_for_error(linear: _Linear, kept: int, error: float) -> float | None:
     """Return the step at which so many channels have this squared error; `None` when the others have more."""
-    if _error(probe, kept, 1e-30) > error:
+    if _error(linear, kept, 1e-30) > error:
         return None
-    return _bisect(probe, lambda step: _error(probe, kept, step) < error)
+    return _bisect(linear.rows, lambda step: _error(linear, kept, step) < error)
 
 
-def _error(probe: Tensor, kept: int, step: float) -> float:
-    """Return the squared error of keeping so many channels, in steps."""
-    own = probe[:, :kept]
-    return float(probe[:, kept:].square().sum() + (own - step * torch.round(own / step)).square().sum())
+def _error(linear: _Linear, kept: int, step: float) -> float:
+    """Return the probe's squared error, raw units, of keeping so many channels, in steps."""
+    own = linear.rows[:, :kept]
+    error = linear.rows[:, kept:].square().sum() + (own - step * torch.round(own / step)).square().sum()
+    return float(error) * linear.sample.spread**2
 
 
 def _coded(rows: Tensor, step: float) -> float:
     """Return about how many bytes a sample of coefficients (n, ...) takes, in steps."""
     integers = torch.round(rows / step).flatten(1).numpy()
+    integers = integers - np.rint(integers.mean(axis=0))
     alive = integers[:, integers.any(axis=0)].astype(np.int32)
     classes = spread_classes(alive.std(axis=0, dtype=np.float64))
     total = 0.0

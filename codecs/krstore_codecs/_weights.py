@@ -15,11 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from krstore.entropy import Integers, Table, decode_runs, encode_runs, entropy_bytes, pack_tables, unpack_tables
+from krstore.entropy import (
+    MAX_SYMBOLS,
+    Integers,
+    Table,
+    decode_runs,
+    encode_runs,
+    entropy_bytes,
+    pack_tables,
+    unpack_tables,
+)
 from krstore.errors import CorruptStoreError, KrstoreError
 
 __all__ = ["FakeQuantise", "WeightQuantiser", "matrices", "pack_weights", "plain_state", "unpack_weights"]
 
+FINEST = MAX_SYMBOLS // 2 - 2  # steps from zero to a tensor's largest weight
 LARGEST_STEP = 1e28  # times any 32-bit integer, still finite in float32
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -137,6 +147,7 @@ class WeightQuantiser:
         self._network, self._fine = network, fine
         self.names: list[str] = []
         self._fakes: list[FakeQuantise] = []
+        self._weights: list[nn.Parameter] = []
         for prefix, module in list(network.named_modules()):
             for own, parameter in list(module.named_parameters(recurse=False)):
                 if parameter.dim() > 1:
@@ -144,12 +155,14 @@ class WeightQuantiser:
                     parametrize.register_parametrization(module, own, fake)
                     self.names.append(f"{prefix}.{own}" if prefix else own)
                     self._fakes.append(fake)
+                    self._weights.append(parameter)
 
     def steps(self, scale: float = 1.0) -> dict[str, float]:
-        """Return the current steps by name, times a factor, as float32 values."""
+        """Return the current steps by name, times a factor, as float32 values; none finer than tables can hold."""
+        finest = [float(weight.detach().abs().max()) / FINEST for weight in self._weights]
         return {
-            name: float(np.float32(scale * float(fake.step)))
-            for name, fake in zip(self.names, self._fakes, strict=True)
+            name: float(np.float32(max(scale * float(fake.step), least)))
+            for name, fake, least in zip(self.names, self._fakes, finest, strict=True)
         }
 
     def set_bytes(self, target: int) -> None:

@@ -33,7 +33,7 @@ from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_bl
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
-from krstore_codecs._transform import Analysis, RateModel, Synthesis, Tiles
+from krstore_codecs._transform import Analysis, Layout, RateModel, Synthesis, Tiles
 from krstore_codecs._transform_plan import Plan, Units, plan
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
@@ -74,8 +74,9 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
 
 
 class TransformSizes(msgspec.Struct, frozen=True):
-    """What rebuilds the synthesis: tile and channels of its KLT, width of its net, unit of its output, its storage."""
+    """What rebuilds the synthesis: layout, tile and channels of the KLT, width of the net, unit of output, storage."""
 
+    square: bool
     tile: int
     channels: int
     width: int
@@ -113,10 +114,10 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             analysis = Analysis(begin.basis, begin.width, begin.tiles)
-            synthesis = Synthesis(normaliser.grid[0], len(begin.basis), begin.width, begin.tiles)
+            synthesis = Synthesis(begin.units.layout.shape[0], len(begin.basis), begin.width, begin.tiles)
         synthesis.begin_at(begin.basis, begin.units.centre)
-        rate = RateModel(tuple(begin.magnitude.shape), begin.step, begin.sample_bits)
-        rate.begin_at(begin.magnitude)
+        rate = RateModel(tuple(begin.coefficients.shape[1:]), begin.step, begin.sample_bits)
+        rate.begin_at(begin.coefficients)
         context.progress.note(
             f"transform: {len(begin.basis)} channels of tiles {begin.tiles.shape}, width {begin.width}, "
             f"{sum(p.numel() for p in synthesis.parameters()):,} weights, {begin.sample_bits / 8:.1f} bytes a sample"
@@ -138,7 +139,9 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             quantiser.set_bytes(begin.network_bytes)
         step = float(rate.step)
         state = {name: value.cpu().numpy() for name, value in plain_state(synthesis).items()}
-        sizes = TransformSizes(begin.tiles.side, len(begin.basis), begin.width, begin.spread, config.weights)
+        sizes = TransformSizes(
+            begin.units.layout.square, begin.tiles.side, len(begin.basis), begin.width, begin.spread, config.weights
+        )
         rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
         steps = None if quantiser is None else quantiser.steps()
         return FittedTransform(sizes, normaliser, state, steps, step, rows, iterations)
@@ -205,8 +208,9 @@ class _Loss:
 class _TransformDecoder(NeuralDecoder):
     def __init__(self, payload: MemberReader, context: OpenContext) -> None:
         super().__init__(payload, context)
-        channels, *grid = grid_shape(context.spec)
         sizes = _read_sizes(payload, context.spec)
+        self._layout = Layout(grid_shape(context.spec), sizes.square)
+        channels, *grid = self._layout.shape
         tiles = Tiles((grid[0], grid[1]), sizes.tile)
         self._network = unpack_network(
             lambda: Synthesis(channels, sizes.channels, sizes.width, tiles),
@@ -220,7 +224,8 @@ class _TransformDecoder(NeuralDecoder):
 
     def grids(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
-        return torch.as_tensor(self._network(integers.reshape(-1, *self._shape) * self._step) * self._unit)
+        laid = self._network(integers.reshape(-1, *self._shape) * self._step)
+        return self._layout.leave(laid) * self._unit
 
 
 def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
@@ -228,9 +233,11 @@ def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
         sizes = msgspec.json.decode(payload.read(SIZES), type=TransformSizes)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptStoreError(f"the transform's sizes are malformed: {error}") from error
-    elements = math.prod(grid_shape(spec))
+    grid = grid_shape(spec)
+    elements = math.prod(grid)
     if not (
-        1 <= sizes.channels <= elements
+        Layout(grid, sizes.square) in Layout.choices(grid)
+        and 1 <= sizes.channels <= 2 * elements
         and 1 <= sizes.tile <= elements
         and 0 <= sizes.width <= 1 << 16
         and 0 < sizes.unit < math.inf

@@ -295,3 +295,9 @@ def test_codes_are_counted_and_lower_the_error(tmp_path: Path) -> None:
 def test_codes_need_quantised_weights(tmp_path: Path) -> None:
     with pytest.raises(krstore.errors.UsageError, match=r"latent=4: .*float32"):
         krstore.encode(example_source(), tmp_path / "x.krs", "krnet", preset="paper-cifar", settings={"latent": 4})
+
+
+def test_a_network_far_smaller_than_the_target_is_stored_as_finely_as_can_be(tmp_path: Path) -> None:
+    settings = {"c0": 4, "d0": 8, "iterations": 10}
+    store = krstore.encode(example_source(240, (6, 4, 4)), tmp_path / "x.krs", "krnet", ratio=2, settings=settings)
+    assert store.ratio > 2

@@ -19,7 +19,7 @@ from krstore.progress import SILENT
 from krstore.source import scan
 from krstore.testing import ArraySource, example_source
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs._transform import Analysis, RateModel, Synthesis, Tiles
+from krstore_codecs._transform import SPEED, Analysis, Layout, RateModel, Synthesis, Tiles
 from krstore_codecs._transform_plan import plan
 from krstore_codecs.transform import Transform
 
@@ -73,6 +73,39 @@ def test_tiles_come_back_and_are_whole_neighbourhoods(grid: tuple[int, int], sid
     np.testing.assert_array_equal(tiles.join(cut), x)
 
 
+@pytest.mark.parametrize(("tokens", "shape"), [(17, (6, 4, 4)), (16, (3, 4, 4)), (12, (3, 12, 1))])
+def test_tokens_are_laid_out_as_a_square_at_no_change_of_errors(tokens: int, shape: tuple[int, ...]) -> None:
+    layout, x = Layout.choices((3, tokens, 1))[-1], torch.randn(5, 3, tokens, 1)
+    assert layout.shape == shape
+    laid = layout.enter(x)
+    assert laid.shape[1:] == shape
+    torch.testing.assert_close(laid.square().sum(), x.square().sum())
+    torch.testing.assert_close(layout.leave(laid), x)
+
+
+def test_tokens_of_pictures_are_seen_as_pictures(tmp_path: Path) -> None:
+    """Smooth fields over 8x8 patches, with a class token of another kind, cost less as a square than as a line."""
+    fields = rectified(800, channels=8).features.reshape(800, 8, 64).transpose(0, 2, 1)
+    first = np.random.default_rng(1).normal(size=(800, 1, 8)).astype(np.float32)
+    store = encode(tmp_path / "x.krs", ArraySource(np.concatenate([first, fields], 1)), ratio=20, settings={"width": 0})
+    line = encode(
+        tmp_path / "y.krs", ArraySource(np.concatenate([fields, first, first], 1)), ratio=20, settings={"width": 0}
+    )
+    assert store.quality.nmse < 0.9 * line.quality.nmse
+
+
+def test_means_of_positions_cost_next_to_nothing(tmp_path: Path) -> None:
+    """As those that the places of tokens have."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(1000, 4, 4, 4)).astype(np.float32)
+    places = 30 * rng.normal(size=(4, 4, 4)).astype(np.float32)
+    plain, moved = (
+        encode(tmp_path / f"{name}.krs", ArraySource(noise + mean), max_mse=0.1, settings={"width": 0, "tile": 1})
+        for name, mean in (("a", 0 * places), ("b", places))
+    )
+    assert moved.bytes.file < 1.04 * plain.bytes.file
+
+
 def test_a_tile_as_large_as_the_grid_is_principal_components() -> None:
     """Then the transform is orthonormal and nothing is left to the DCT."""
     x, basis = torch.randn(5, 2, 4, 4), torch.linalg.qr(torch.randn(32, 32)).Q
@@ -102,15 +135,17 @@ def test_the_rate_of_integers_is_the_laplacians() -> None:
     """-log2 of the mass of [q - 1/2, q + 1/2] under exp(-|t| / b) / 2b, worked out with the distribution function."""
     model = RateModel((4,), 1.0, 1.0)
     spread = torch.tensor([0.3, 1.0, 2.5, 7.0])
-    model.begin_at(spread - 1e-3)
-    values = torch.tensor([[0.0, 1.0, -2.0, 5.0], [-1.0, 0.0, 3.0, 0.25]])
+    with torch.no_grad():
+        model.spread.copy_(spread.log() / SPEED)
+    model.mean.copy_(torch.tensor([0.0, 3.0, 0.0, -40.0]))
+    values = model.mean + torch.tensor([[0.0, 1.0, -2.0, 5.0], [-1.0, 0.0, 3.0, 0.25]])
 
     def below(t: float, b: float) -> float:
         return 0.5 * np.exp(t / b) if t < 0 else 1 - 0.5 * np.exp(-t / b)
 
     bits = -sum(
         np.log2(below(q + 0.5, b) - below(q - 0.5, b))
-        for row in values.tolist() for q, b in zip(row, spread.tolist(), strict=True)
+        for row in (values - model.mean).tolist() for q, b in zip(row, spread.tolist(), strict=True)
     )  # fmt: skip
     assert float(model(values, learn=False).detach()) == pytest.approx(bits, rel=1e-5)
 

@@ -1,0 +1,86 @@
+"""The pictures of docs/results.md, from the benchmarks' JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from krstore.files import atomic_path
+
+__all__ = ["PICTURES"]
+
+Document = dict[str, Any]
+MARKERS = "osD^vPX*<>ph"
+
+
+def frontier(document: Document, path: Path) -> None:
+    """Draw NMSE against ratio, a line a method."""
+    rows = [row for row in document["rows"] if row["asked"] is not None and row["nmse"] < 1]
+    lines = {name: _line(rows, name, "ratio", "nmse") for name in _names(rows)}
+    _draw(lines, path, "ratio (bytes of the samples / bytes)", "NMSE", logarithmic=True)
+
+
+def accuracy(document: Document, path: Path) -> None:
+    """Draw accuracy against bytes a sample, a line a method, and the raw features' accuracy."""
+    rows = [row for row in document["rows"] if row["nmse"] != 0]
+    lines = {name: _line(rows, name, "sample_bytes", "mean") for name in _names(rows)}
+    level = next(row["mean"] for row in document["rows"] if row["nmse"] == 0)
+    _draw(lines, path, "bytes a sample", "accuracy", level=("raw features", level), spread=_spreads(rows))
+
+
+def family(document: Document, path: Path) -> None:
+    """Draw NMSE against the bytes of a sample's codes, at one file size."""
+    lines = {codec: _line(document["rows"], codec, "code_bytes", "nmse", key="codec") for codec in ("krnet",)}
+    (other,) = (row for row in document["rows"] if row["codec"] == "autoencoder")
+    lines["autoencoder"] = ([other["code_bytes"]], [other["nmse"]])
+    _draw(lines, path, f"bytes of codes a sample, in a file of ratio {document['ratio']}", "NMSE")
+
+
+PICTURES: dict[str, Callable[[Document, Path], None]] = {"frontier": frontier, "accuracy": accuracy, "family": family}
+Line = tuple[list[float], list[float]]
+
+
+def _names(rows: list[Document]) -> list[str]:
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
+def _line(rows: list[Document], name: str, x: str, y: str, key: str = "name") -> Line:
+    points = sorted((float(row[x]), float(row[y])) for row in rows if row[key] == name)
+    return [point[0] for point in points], [point[1] for point in points]
+
+
+def _spreads(rows: list[Document]) -> dict[str, list[float]]:
+    ordered = sorted(rows, key=lambda row: float(row["sample_bytes"]))
+    return {name: [row["deviation"] or 0.0 for row in ordered if row["name"] == name] for name in _names(rows)}
+
+
+def _draw(
+    lines: dict[str, Line], path: Path, x: str, y: str, *, logarithmic: bool = False,
+    level: tuple[str, float] | None = None, spread: dict[str, list[float]] | None = None,
+) -> None:  # fmt: skip
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y, yscale="log" if logarithmic else "linear")
+    if logarithmic or level:
+        axes.set_xscale("log")
+    for number, (name, (xs, ys)) in enumerate(lines.items()):
+        errors = spread[name] if spread else None
+        axes.errorbar(xs, ys, errors, color=f"C{number % 10}", marker=MARKERS[number % len(MARKERS)], label=name)
+    if level:
+        axes.axhline(level[1], color="black", linestyle="--", label=level[0])
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    if logarithmic or level:
+        axes.set_xticks(sorted({round(value) for xs, _ in lines.values() for value in xs[:4]}))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
