@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import krstore
 from benchmarks._common import Run, archive_facts, main
+from benchmarks.case import Case, nmse
 from benchmarks.images import lossless_bytes
-from benchmarks.methods import CODECS, IMAGES, PEERS, Case, nmse
+from benchmarks.methods import CODECS, IMAGES, PEERS
 from krstore.backbones import resnet32_tail
 from krstore.source import Array, Source
 from krstore.testing import example_source

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Run, archive_facts, main
-from benchmarks.methods import CODECS, IMAGES, PEERS, Case, nmse
-from benchmarks.peers import Encoded, integers
+from benchmarks.case import Case, Encoded, nmse
+from benchmarks.methods import CODECS, IMAGES, PEERS
+from benchmarks.peers import integers
 from krstore.source import Array
 
 RATIOS = (20, 50, 100, 180)

@@ -6,6 +6,7 @@ computes the features is not.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -15,31 +16,27 @@ import numpy as np
 from PIL import Image
 
 import krstore
-from benchmarks.peers import Encoded
+from benchmarks.case import Case, Encoded
 from krstore.modules import load_module
-from krstore.source import Array, Source
+from krstore.source import Array
 
 __all__ = ["jpeg", "lossless_bytes", "webp"]
 
 RIFF_BYTES = 20
 
 
-def webp(source: Source, folder: Path, data: Path, budget: int) -> Encoded | None:
-    """Return the features of WebP images at the best quality that meets the budget.
+def webp(case: Case, budget: int) -> Encoded | None:
+    """Return the features of WebP images, or the images, at the best quality that meets the budget.
 
-    Args:
-        source: an archive that `krstore extract` wrote; its attributes say how.
-        folder: for temporary files.
-        data: a folder with `images.npz` (N, H, W, 3) and `weights.safetensors` of the network.
+    The archive is of images, or one that `krstore extract` wrote, whose attributes say how, with `images.npz`
+    (N, H, W, 3) and `weights.safetensors` of the network beside it.
     """
-    return _recomputed(source, folder, data, budget, lambda image, quality: _file(image, "WEBP", quality, method=6))
+    return _coded(case, budget, lambda image, quality: _file(image, "WEBP", quality, method=6))
 
 
-def jpeg(source: Source, folder: Path, data: Path, budget: int) -> Encoded | None:
+def jpeg(case: Case, budget: int) -> Encoded | None:
     """Return the features of JPEG images (Huffman tables of their own); otherwise as `webp`."""
-    return _recomputed(
-        source, folder, data, budget, lambda image, quality: _file(image, "JPEG", quality, optimize=True)
-    )
+    return _coded(case, budget, lambda image, quality: _file(image, "JPEG", quality, optimize=True))
 
 
 def lossless_bytes(images: Array) -> list[int]:
@@ -47,10 +44,14 @@ def lossless_bytes(images: Array) -> list[int]:
     return [len(_file(image, "WEBP", 100, lossless=True, method=6)) - RIFF_BYTES for image in images]
 
 
-def _recomputed(
-    source: Source, folder: Path, data: Path, budget: int, compress: Callable[[Array, int], bytes]
-) -> Encoded | None:
-    images = np.load(data / "images.npz")["images"]
+def _coded(case: Case, budget: int, compress: Callable[[Array, int], bytes]) -> Encoded | None:
+    data = case.run.data
+    if case.features.dtype == np.uint8 and case.features.shape[1] == 3:
+        images, back = case.features.transpose(0, 2, 3, 1), _as_samples
+    elif data is not None and (data / "images.npz").exists():
+        images, back = np.load(data / "images.npz")["images"], functools.partial(_recomputed, case, data)
+    else:
+        return None
     low, high, best, size = 0, 101, None, 0
     while high - low > 1:
         middle = (low + high) // 2
@@ -63,19 +64,26 @@ def _recomputed(
     if best is None:
         return None
     files = best
+    return Encoded(
+        size, f"quality {low}",
+        lambda: back(np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])),
+    )  # fmt: skip
 
-    def decode() -> Array:
-        decoded = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-        np.savez(folder / "decoded.npz", images=decoded)
-        facts: dict[str, Any] = dict(source.spec.attributes)
-        module = load_module(facts["model"], data / "weights.safetensors")
-        again = krstore.extract(
-            module, facts["layer"], folder / "decoded.npz", folder / "decoded.h5", mean=facts["mean"],
-            std=facts["std"], force=True,
-        )  # fmt: skip
-        return again.read(np.arange(len(decoded)))
 
-    return Encoded(size, f"quality {low}", decode)
+def _as_samples(images: Array) -> Array:
+    return images.transpose(0, 3, 1, 2)
+
+
+def _recomputed(case: Case, data: Path, images: Array) -> Array:
+    """Return the features of images, computed as the archive's were."""
+    folder, facts = case.run.folder, dict[str, Any](case.source.spec.attributes)
+    np.savez(folder / "decoded.npz", images=images)
+    module = load_module(facts["model"], data / "weights.safetensors")
+    again = krstore.extract(
+        module, facts["layer"], folder / "decoded.npz", folder / "decoded.h5", mean=facts["mean"], std=facts["std"],
+        force=True,
+    )  # fmt: skip
+    return again.read(np.arange(len(images)))
 
 
 def _shared(files: list[bytes]) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers import Encoded
-from krstore.source import Array, default_channel_axis
+from benchmarks.case import Case, Encoded
+from krstore.source import default_channel_axis
 
 __all__ = ["factorised", "hyperprior"]
 
@@ -23,21 +23,22 @@ SECONDS = 240.0  # of processor time in training, about what transform's default
 LEAST_SIDE = 8
 
 
-def factorised(features: Array, budget: int, folder: Path, *, tiny: bool) -> Encoded | None:
+def factorised(case: Case, budget: int) -> Encoded | None:
     """A factorised prior, for grids of 8x8 positions or more, channels first."""
-    return _fitted(features, budget, folder, [], tiny=tiny)
+    return _fitted(case, budget)
 
 
-def hyperprior(features: Array, budget: int, folder: Path, *, tiny: bool) -> Encoded | None:
+def hyperprior(case: Case, budget: int) -> Encoded | None:
     """A scale hyperprior; otherwise as `factorised`."""
-    return _fitted(features, budget, folder, ["--hyperprior"], tiny=tiny)
+    return _fitted(case, budget, "--hyperprior")
 
 
-def _fitted(features: Array, budget: int, folder: Path, options: list[str], *, tiny: bool) -> Encoded | None:
+def _fitted(case: Case, budget: int, *options: str) -> Encoded | None:
+    features = case.features
     first = default_channel_axis(features.ndim - 1) == 0
-    if tiny or features.ndim != 4 or not first or min(features.shape[2:]) < LEAST_SIDE:
+    if case.run.tiny or features.ndim != 4 or not first or min(features.shape[2:]) < LEAST_SIDE:
         return None
-    given, made = folder / "given.npy", folder / "made.npy"
+    given, made = case.run.folder / "given.npy", case.run.folder / "made.npy"
     np.save(given, features)
     script = Path(__file__).with_name("compressai_fit.py")
     command = [_python(), "-W", "ignore", script, given, made, "--budget", budget, "--seconds", SECONDS, *options]

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import krstore
-from benchmarks._common import Run
+from benchmarks.case import Case, Encoded
 from benchmarks.images import jpeg, webp
 from benchmarks.learned import factorised, hyperprior
-from benchmarks.peers import Encoded, klt_dct, pca, sz3, zfp
+from benchmarks.peers import klt_dct, pca, sz3, zfp
 from krstore.errors import TargetUnreachableError
-from krstore.source import Array, Source
+from krstore.source import Array
 
-__all__ = ["CODECS", "IMAGES", "PEERS", "Case", "Method", "nmse"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """An archive to compress.
-
-    Attributes:
-        run: the benchmark's; its tiny runs train for an iteration or two.
-        source, features: the archive, streamed and whole.
-    """
-
-    run: Run
-    source: Source
-    features: Array
-
-    def budget(self, ratio: float) -> int:
-        """Return the bytes of a ratio."""
-        return int(self.features.nbytes / ratio)
-
-
-def nmse(features: Array, decoded: Array) -> float:
-    """Return the mean squared error as a share of the features' variance."""
-    squared = np.square(features.astype(np.float64) - decoded.astype(np.float64)).mean()
-    return float(squared / features.var(dtype=np.float64))
-
+__all__ = ["CODECS", "IMAGES", "PEERS", "Method"]
 
 Method = Callable[[Case, float], Encoded | None]
 """Compresses an archive at a ratio; `None` where it cannot be so small, or is not for such archives."""
@@ -69,18 +40,8 @@ def _peer(peer: Callable[[Array, int], Encoded | None]) -> Method:
     return lambda case, ratio: peer(case.features, case.budget(ratio))
 
 
-def _learned(peer: Callable[..., Encoded | None]) -> Method:
-    return lambda case, ratio: peer(case.features, case.budget(ratio), case.run.folder, tiny=case.run.tiny)
-
-
-def _image(peer: Callable[[Source, Path, Path, int], Encoded | None]) -> Method:
-    def method(case: Case, ratio: float) -> Encoded | None:
-        data = case.run.data
-        if data is None or not (data / "images.npz").exists():
-            return None
-        return peer(case.source, case.run.folder, data, case.budget(ratio))
-
-    return method
+def _within(peer: Callable[[Case, int], Encoded | None]) -> Method:
+    return lambda case, ratio: peer(case, case.budget(ratio))
 
 
 CODECS: dict[str, Method] = {
@@ -97,7 +58,7 @@ PEERS: dict[str, Method] = {
     "PCA": _peer(pca),
     "SZ3": _peer(sz3),
     "ZFP": _peer(zfp),
-    "CompressAI, factorised prior": _learned(factorised),
-    "CompressAI, hyperprior": _learned(hyperprior),
+    "CompressAI, factorised prior": _within(factorised),
+    "CompressAI, hyperprior": _within(hyperprior),
 }
-IMAGES: dict[str, Method] = {"WebP, recomputed": _image(webp), "JPEG, recomputed": _image(jpeg)}
+IMAGES: dict[str, Method] = {"WebP": _within(webp), "JPEG": _within(jpeg)}

@@ -11,7 +11,6 @@ import functools
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -22,25 +21,17 @@ import zstandard
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
+from benchmarks.case import Encoded
 from krstore.entropy import entropy_bytes
 from krstore.source import Array, default_channel_axis, from_channels_first, to_channels_first
 
-__all__ = ["Encoded", "integers", "klt_dct", "pca", "sz3", "zfp"]
+__all__ = ["integers", "klt_dct", "pca", "sz3", "zfp"]
 
 PROBE = 1000  # samples on which a parameter is searched
 TRIES = 12
 COMPONENTS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a peer made: its bytes, the parameter it chose, and how to decode it."""
-
-    bytes: int
-    setting: str
-    decode: Callable[[], Array]
 
 
 def filtered(features: Array, budget: int, name: str, options: Callable[[float], Any]) -> Encoded | None:

@@ -164,15 +164,16 @@ class Plan:
     _saved: float
     _linear: _Choice
 
-    def linear_is_better(self, analysis: nn.Module, synthesis: nn.Module, step: float) -> bool:
-        """Whether the best KLT and DCT alone, in the same bytes, have less error than these trained networks."""
+    def errors(self, analysis: nn.Module, synthesis: nn.Module, step: float) -> tuple[float, float]:
+        """Return the probe's error, of its variance, with these networks, and of the best KLT in as many bytes."""
         with torch.no_grad():
             coded = torch.round(analysis(self._probe) / step)
             centre = self.units.centre.to(self._probe.device).view(1, -1, 1, 1)
             error = float((synthesis(coded * step) - centre - self._probe).square().sum()) * self.spread**2
         linear, kept = self._linear.linear, self._linear.kept
         step = _step_for_bytes(linear.rows[:, :kept], _coded(coded, 1.0) + self._saved)
-        return _error(linear, kept, step) < error
+        variance = float(self._probe.square().sum()) * self.spread**2 or 1.0
+        return error / variance, _error(linear, kept, step) / variance
 
 
 def plan(

@@ -131,9 +131,14 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             trainer = Trainer(config, context, network, batches, loss, quantiser, begin.network_bytes)
             loss.iterations = iterations = trainer.planned
             trainer.run()
-            if config.width is None and begin.linear_is_better(analysis.cpu(), synthesis.cpu(), float(rate.step)):
-                context.progress.note("transform: the net is not worth its bytes here; going without")
+            with_net, without = begin.errors(analysis.cpu(), synthesis.cpu(), float(rate.step))
+            said = (
+                f"transform: in these bytes, error {with_net:.3g} of the variance with the net, {without:.3g} without"
+            )
+            if config.width is None and without < with_net:
+                context.progress.note(f"{said}; going without")
                 return Transform(msgspec.structs.replace(config, width=0)).fit(source, context)
+            context.progress.note(said)
             network.to(context.device)
         elif quantiser is not None:
             quantiser.set_bytes(begin.network_bytes)
