@@ -15,7 +15,7 @@ from benchmarks._common import KRSTORE, Run, child, main
 from krstore.testing import example_source
 
 RATIO = 100
-PRESETS = {"transform": (), "transform, linear": ("--preset", "linear")}
+PRESETS = {"transform, fast": ("--preset", "fast"), "transform, linear": ("--preset", "linear")}
 TINY = {"transform": ("--set", "iterations=2")}
 
 

@@ -6,7 +6,7 @@
 Here (C, H, W) is the source's grid, or for a sequence of tokens that make a square, with or without a class token
 before them, that square (`Layout`). A tile is a few neighbouring positions with all their channels, down to one and up
 to the whole grid. The nets end in zeros at first, so that both are plain KLT and DCT before training; the KLT is
-trained with them. Only the synthesis is stored. The DCT runs over whole axes of up to 16 tiles, over blocks of 8 along
+trained with them. Only the synthesis is stored. The DCT runs over whole axes of up to 32 tiles, over blocks of 8 along
 longer ones, where the last block is filled by repeating the border.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 __all__ = ["Analysis", "Layout", "RateModel", "Synthesis", "Tiles", "kernel_size"]
 
-WHOLE, BLOCK = 16, 8
+WHOLE, BLOCK = 32, 8
 SLOPE = 0.1
 ENTRY = 1 / 8  # about the size of a basis's entries as they are trained, whatever its length
 SPEED = 5.0  # spreads learn so many times as fast as the networks' weights

@@ -27,6 +27,7 @@ __all__ = ["Plan", "Units", "plan"]
 
 SAMPLES, BYTES = 4096, 128 << 20
 PROBE = 512  # samples whose integers are counted
+STEPS = 11  # of a bisection: to about a percent
 BASIS_BITS = 7.0
 FIXED_BYTES = 1500  # sizes, headers of members, tables of coefficients
 TABLE_BYTES = 500  # of the weights
@@ -296,7 +297,7 @@ def _bisect(rows: Tensor, too_fine: Callable[[float], bool]) -> float:
     """Return about the smallest step for these coefficients that is not too fine."""
     largest = float(rows.abs().max()) or 1.0
     low, high = largest * 1e-5, 2.5 * largest
-    for _ in range(14):
+    for _ in range(STEPS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if too_fine(middle) else (low, middle)
     return high
