@@ -46,6 +46,7 @@ __all__ = [
     "Knob",
     "OpenContext",
     "PayloadSink",
+    "SharedDecoder",
     "SnapshotCodec",
     "SnapshotDecoder",
     "SnapshotFitContext",
@@ -106,6 +107,19 @@ class _AnyFitContext:
     checkpoint: Checkpoint
 
 
+@dataclass(frozen=True)
+class SharedDecoder:
+    """The decoder of a store of the same codec, for samples of the same shape and dtype.
+
+    Attributes:
+        payload: of that store; the members that a codec writes again, unchanged, are what the stores share.
+        sha256: of those members.
+    """
+
+    payload: MemberReader
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitContext(_AnyFitContext):
     """What a fit is given beside the source.
@@ -118,10 +132,12 @@ class FitContext(_AnyFitContext):
         checkpoint: where to keep, and find again, the state of a long fit.
         stats: what one pass over the source told; all values are finite.
         task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
+        decoder: another store's, to be used as it is; only for codecs that say so.
     """
 
     stats: SourceStats
     task_model: torch.nn.Module | None = None
+    decoder: SharedDecoder | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +245,8 @@ class Codec(AnyCodec[ConfigT, FittedT]):
     """A way to encode samples into a payload, and to decode any of them."""
 
     kind: ClassVar[Kind] = Kind.DENSE
+    shares_decoder: ClassVar[bool] = False
+    """Whether `fit` can take another store's decoder (`FitContext.decoder`)."""
 
     def validate(self, spec: SourceSpec) -> None:
         """Refuse, before any data moves, a source that this codec cannot encode.

@@ -239,12 +239,12 @@ class RateModel(nn.Module):
     bits: Tensor
     mean: Tensor
 
-    def __init__(self, shape: tuple[int, ...], step: float, target_bits: float) -> None:
+    def __init__(self, shape: tuple[int, ...], step: float, target_bits: float | None) -> None:
         super().__init__()
         self.spread = nn.Parameter(torch.zeros(shape))
         self.target_bits = target_bits
         self.register_buffer("step", torch.tensor(step))
-        self.register_buffer("bits", torch.tensor(target_bits))
+        self.register_buffer("bits", torch.tensor(target_bits or 0.0))
         self.register_buffer("mean", torch.zeros(shape))
 
     def begin_at(self, coefficients: Tensor) -> None:
@@ -272,6 +272,8 @@ class RateModel(nn.Module):
 
     @torch.no_grad()
     def follow(self, bits: Tensor) -> None:
-        """Take the step nearer to where the bits a sample meet the target."""
+        """Take the step nearer to where the bits a sample meet the target, if there is one."""
+        if self.target_bits is None:
+            return
         self.bits.lerp_(bits, 0.1)
         self.step *= torch.exp(0.02 * torch.log(self.bits / self.target_bits).clamp(-1, 1))

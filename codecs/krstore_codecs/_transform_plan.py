@@ -23,7 +23,7 @@ from krstore_codecs._latents import spread_classes
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._transform import Analysis, Layout, Tiles, kernel_size
 
-__all__ = ["Plan", "Units", "plan"]
+__all__ = ["FIXED_BYTES", "Plan", "Units", "plan"]
 
 SAMPLES, BYTES = 4096, 128 << 20
 PROBE = 512  # samples whose integers are counted

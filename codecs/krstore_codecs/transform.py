@@ -17,16 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
-from krstore.errors import CorruptStoreError
+from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
+from krstore.errors import CorruptStoreError, TargetUnreachableError
 from krstore.source import Ids, Source, SourceSpec, chunks
 from krstore.store.container import MemberReader
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
@@ -34,13 +33,13 @@ from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, un
 from krstore_codecs._normalise import Normaliser, grid_shape
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
 from krstore_codecs._transform import Analysis, Layout, RateModel, Synthesis, Tiles
-from krstore_codecs._transform_plan import Plan, Units, plan
+from krstore_codecs._transform_loss import RateDistortion
+from krstore_codecs._transform_plan import FIXED_BYTES, Units, plan
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Transform", "TransformConfig"]
 
 COEFFICIENTS, STEP = "latent/coefficients", "network/step"
-NOISE_UNTIL, ANALYSIS_UNTIL = 0.3, 0.85  # shares of the iterations
 
 
 class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -86,12 +85,10 @@ class TransformSizes(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class FittedTransform:
-    """A trained synthesis and the coefficients of all samples, in steps."""
+    """The members of a synthesis, and the coefficients of all samples, in steps."""
 
     sizes: TransformSizes
-    normaliser: Normaliser
-    state: dict[str, NDArray[Any]]
-    steps: dict[str, float] | None
+    network: dict[str, bytes]
     step: float
     rows: SpilledRows
     iterations: int
@@ -101,11 +98,14 @@ class Transform(Codec[TransformConfig, FittedTransform]):
     """KLT and DCT between two small convolutional nets, trained for rate and distortion together."""
 
     name = "transform"
+    shares_decoder = True
     Config: ClassVar = TransformConfig
     presets: ClassVar = {"fast": {"iterations": 1000}, "linear": {"width": 0}}
 
     def fit(self, source: Source, context: FitContext) -> FittedTransform:
-        """Plan, train, and transform every sample."""
+        """Plan, train, and transform every sample; for a given decoder, train the analysis alone."""
+        if context.decoder is not None:
+            return self._fit_to(context.decoder, source, context)
         config, normaliser = self.config, Normaliser.of(source.spec, context.stats)
         begin = plan(
             source, normaliser, context, share=config.network_share, weight_bits=config.weight_bits,
@@ -126,15 +126,15 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         iterations = 0
         if begin.width:
             network = nn.ModuleDict({"analysis": analysis, "synthesis": synthesis, "rate": rate}).to(context.device)
-            batches = BatchFeed(source, normaliser, config.batch_size, context.device, context.seed)
-            loss = _Loss(config, begin, analysis, synthesis, rate, context.seed)
-            trainer = Trainer(config, context, network, batches, loss, quantiser, begin.network_bytes)
+            loss = RateDistortion(begin.units, analysis, synthesis, rate, config.trade, context.seed)
+            trainer = Trainer(
+                config, context, network, self._batches(source, normaliser, context), loss, quantiser,
+                begin.network_bytes,
+            )  # fmt: skip
             loss.iterations = iterations = trainer.planned
             trainer.run()
             with_net, without = begin.errors(analysis.cpu(), synthesis.cpu(), float(rate.step))
-            said = (
-                f"transform: in these bytes, error {with_net:.3g} of the variance with the net, {without:.3g} without"
-            )
+            said = f"transform: error {with_net:.3g} of the variance with the net, {without:.3g} in these bytes without"
             if config.width is None and without < with_net:
                 context.progress.note(f"{said}; going without")
                 return Transform(msgspec.structs.replace(config, width=0)).fit(source, context)
@@ -142,14 +142,55 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             network.to(context.device)
         elif quantiser is not None:
             quantiser.set_bytes(begin.network_bytes)
-        step = float(rate.step)
         state = {name: value.cpu().numpy() for name, value in plain_state(synthesis).items()}
         sizes = TransformSizes(
             begin.units.layout.square, begin.tiles.side, len(begin.basis), begin.width, begin.spread, config.weights
         )
+        members = {
+            SIZES: msgspec.json.encode(sizes), NORMALISER: normaliser.to_bytes(),
+            WEIGHTS: pack_weights(state, None if quantiser is None else quantiser.steps()),
+        }  # fmt: skip
+        step = float(rate.step)
         rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
-        steps = None if quantiser is None else quantiser.steps()
-        return FittedTransform(sizes, normaliser, state, steps, step, rows, iterations)
+        return FittedTransform(sizes, members, step, rows, iterations)
+
+    def _fit_to(self, decoder: SharedDecoder, source: Source, context: FitContext) -> FittedTransform:
+        """Train an analysis, from the pseudo-inverse of the synthesis' KLT on, for a synthesis that stays as it is."""
+        config, opened = self.config, _Synthesis(decoder.payload, source.spec, context.device)
+        sizes, synthesis, normaliser = opened.sizes, opened.network, opened.normaliser
+        units = Units(opened.layout, torch.from_numpy(normaliser.span / sizes.unit), synthesis.centre.detach().cpu())
+        basis = torch.linalg.pinv(synthesis.basis().detach().cpu().T)
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            analysis = Analysis(basis, sizes.width, opened.tiles).to(context.device)
+        members = {name: decoder.payload.read(name) for name in (SIZES, NORMALISER, WEIGHTS)}
+        target = None
+        if context.budget is not None:
+            room = context.budget - sum(map(len, members.values())) - FIXED_BYTES
+            if room <= 0:
+                raise TargetUnreachableError(
+                    f"transform: the decoder alone takes {context.budget - room:,} bytes; the target leaves "
+                    f"{context.budget:,}. Ask for a larger file"
+                )
+            target = 8 * room / source.spec.samples
+        rate = RateModel((sizes.channels, *opened.tiles.coefficients), opened.step, target).to(context.device)
+        batches = self._batches(source, normaliser, context)
+        with torch.no_grad():
+            rate.begin_at(analysis(units.enter(next(batches.batches())[1])))
+        iterations = 0
+        if sizes.width:
+            synthesis.requires_grad_(False)
+            network = nn.ModuleDict({"analysis": analysis, "rate": rate})
+            loss = RateDistortion(units, analysis, synthesis, rate, config.trade, context.seed)
+            trainer = Trainer(config, context, network, batches, loss)
+            loss.iterations = iterations = trainer.planned
+            trainer.run()
+        step = float(rate.step)
+        rows = _transform_all(source, normaliser, units, analysis, context.device, step)
+        return FittedTransform(sizes, members, step, rows, iterations)
+
+    def _batches(self, source: Source, normaliser: Normaliser, context: FitContext) -> BatchFeed:
+        return BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
 
     def settled(self, fitted: FittedTransform) -> TransformConfig:
         """Return the config with what was chosen filled in."""
@@ -164,9 +205,8 @@ class Transform(Codec[TransformConfig, FittedTransform]):
 
     def pack(self, fitted: FittedTransform, knob: float, sink: PayloadSink) -> None:
         """Code synthesis and coefficients."""
-        sink.write(SIZES, msgspec.json.encode(fitted.sizes))
-        sink.write(NORMALISER, fitted.normaliser.to_bytes())
-        sink.write(WEIGHTS, pack_weights(fitted.state, fitted.steps))
+        for name, data in fitted.network.items():
+            sink.write(name, data)
         sink.write(STEP, np.float32(fitted.step * knob).astype("<f4").tobytes())
         write_integer_blocks(sink, COEFFICIENTS, fitted.rows, knob)
 
@@ -176,61 +216,38 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         return _TransformDecoder(payload, context)
 
 
-class _Loss:
-    """Squared error plus lambda times bits, by iteration.
+class _Synthesis:
+    """A stored synthesis, and what it takes to use it."""
 
-    Attributes:
-        iterations: of the whole schedule.
-    """
-
-    iterations = 1
-
-    def __init__(
-        self, config: TransformConfig, begin: Plan, analysis: Analysis, synthesis: Synthesis, rate: RateModel, seed: int
-    ) -> None:
-        self._trade, self._units, self._seed = config.trade, begin.units, seed
-        self._analysis, self._synthesis, self._rate = analysis, synthesis, rate
-
-    def __call__(self, ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
-        share, centred = iteration / self.iterations, self._units.enter(grids)
-        step = self._rate.step.clone()
-        with torch.set_grad_enabled(share < ANALYSIS_UNTIL):
-            y = self._analysis(centred).float() / step
-        rounded = torch.round(y).detach()
-        noise = torch.Generator(y.device).manual_seed(self._seed << 32 | iteration)
-        noisy = y + torch.rand(y.shape, device=y.device, generator=noise) - 0.5
-        coded = noisy if share < NOISE_UNTIL else y + (rounded - y).detach()
-        decoded = self._synthesis(coded * step).float() - self._units.centre.to(y.device).view(1, -1, 1, 1)
-        error = (decoded - centred).square()
-        bits = self._rate(rounded, learn=True) / len(ids)
-        loss = error.sum() / len(ids) + self._trade * step.square() * bits
-        if share < ANALYSIS_UNTIL:
-            loss = loss + self._trade * step.square() * self._rate(noisy, learn=False) / len(ids)
-            self._rate.follow(bits.detach())
-        return loss, error.mean()
+    def __init__(self, payload: MemberReader, spec: SourceSpec, device: str) -> None:
+        self.sizes = _read_sizes(payload, spec)
+        self.normaliser = Normaliser.from_bytes(spec, payload.read(NORMALISER))
+        self.layout = Layout(grid_shape(spec), self.sizes.square)
+        channels, *grid = self.layout.shape
+        self.tiles = Tiles((grid[0], grid[1]), self.sizes.tile)
+        self.step = float(np.frombuffer(payload.read(STEP), "<f4", 1)[0])
+        network = unpack_network(
+            lambda: Synthesis(channels, self.sizes.channels, self.sizes.width, self.tiles),
+            {"": WEIGHTS}, payload, quantised=self.sizes.weights == "quantised", device=device,
+        )  # fmt: skip
+        assert isinstance(network, Synthesis)
+        self.network = network
 
 
 class _TransformDecoder(NeuralDecoder):
     def __init__(self, payload: MemberReader, context: OpenContext) -> None:
         super().__init__(payload, context)
-        sizes = _read_sizes(payload, context.spec)
-        self._layout = Layout(grid_shape(context.spec), sizes.square)
-        channels, *grid = self._layout.shape
-        tiles = Tiles((grid[0], grid[1]), sizes.tile)
-        self._network = unpack_network(
-            lambda: Synthesis(channels, sizes.channels, sizes.width, tiles),
-            {"": WEIGHTS}, payload, quantised=sizes.weights == "quantised", device=self.device,
-        )  # fmt: skip
-        self._shape = (sizes.channels, *tiles.coefficients)
-        self._step = float(np.frombuffer(payload.read(STEP), "<f4", 1)[0])
+        self._synthesis = _Synthesis(payload, context.spec, context.device)
+        sizes = self._synthesis.sizes
+        self._shape = (sizes.channels, *self._synthesis.tiles.coefficients)
         self._integers = IntegerBlocks(payload, COEFFICIENTS, context.kept, math.prod(self._shape))
         span = torch.from_numpy(self.normaliser.span)
         self._unit = torch.where(span > 0, sizes.unit / span, 0).to(self.device).view(1, -1, 1, 1)
 
     def grids(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
-        laid = self._network(integers.reshape(-1, *self._shape) * self._step)
-        return self._layout.leave(laid) * self._unit
+        laid = self._synthesis.network(integers.reshape(-1, *self._shape) * self._synthesis.step)
+        return self._synthesis.layout.leave(laid) * self._unit
 
 
 def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:

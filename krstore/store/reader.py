@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,12 +13,12 @@ from krstore.errors import CorruptStoreError, UsageError
 from krstore.source import Array, Ids, SourceSpec
 from krstore.store.columns import unpack_column
 from krstore.store.header import Header, Quality
-from krstore.store.opened import PayloadView, StoreFile
+from krstore.store.opened import PAYLOAD, PayloadView, StoreFile
 
 if TYPE_CHECKING:
     import torch
 
-    from krstore.codec import Decoder
+    from krstore.codec import Decoder, SharedDecoder
     from krstore.replay import Replay
 
 __all__ = ["Store", "StoreSource"]
@@ -130,6 +131,14 @@ class Store(StoreFile[Header]):
         context = OpenContext(spec=self.source, kept=len(self), labels=self.labels, device=resolve_device(self.device))
         with self._reading():
             return get_sample_codec(self.codec).open(PayloadView(self._container), context)
+
+    def shared_decoder(self) -> SharedDecoder:
+        """Return the decoder without its samples, for an encode that is to use it as it is."""
+        from krstore.codec import SharedDecoder
+
+        prefix = f"{PAYLOAD}network/"
+        hashes = [member.sha256 for name, member in sorted(self.header.members.items()) if name.startswith(prefix)]
+        return SharedDecoder(PayloadView(self._container), hashlib.sha256("".join(hashes).encode()).hexdigest())
 
     def decode_tensor(self, rows: Ids) -> torch.Tensor:
         """Decode payload rows to a tensor on the decoding device."""

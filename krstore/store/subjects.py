@@ -15,6 +15,7 @@ from krstore.codec import (
     FitContext,
     Kind,
     OpenContext,
+    SharedDecoder,
     SnapshotCodec,
     SnapshotFitContext,
     SnapshotOpenContext,
@@ -86,12 +87,12 @@ class Samples(Subject):
     """
 
     def __init__(
-        self, codec: Codec[Any, Any], source: Source, task_model: torch.nn.Module | None, device: str,
-        progress: Progress,
+        self, codec: Codec[Any, Any], source: Source, task_model: torch.nn.Module | None,
+        decoder: SharedDecoder | None, device: str, progress: Progress,
     ) -> None:  # fmt: skip
         codec.validate(source.spec)
         self.codec: Codec[Any, Any] = codec
-        self.source, self.task_model = source, task_model
+        self.source, self.task_model, self.decoder = source, task_model, decoder
         self.device, self.progress = device, progress
         self.stats = scan(source, progress)
         self.sha256 = self.stats.sha256
@@ -100,7 +101,7 @@ class Samples(Subject):
     def fit(self, budget: int | None, max_mse: float | None, seed: int, checkpoint: Checkpoint) -> Any:
         context = FitContext(
             stats=self.stats, budget=budget, max_mse=max_mse, device=self.device, seed=seed, progress=self.progress,
-            checkpoint=checkpoint, task_model=self.task_model,
+            checkpoint=checkpoint, task_model=self.task_model, decoder=self.decoder,
         )  # fmt: skip
         return self.codec.fit(self.source, context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -10,14 +10,14 @@ import msgspec
 
 from krstore.archives import open_archive, open_snapshots
 from krstore.checkpoint import Checkpoint
-from krstore.codec import AnyCodec
+from krstore.codec import AnyCodec, Codec, SharedDecoder
 from krstore.config import build_config
 from krstore.errors import UsageError
 from krstore.files import atomic_write, check_target
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec, get_snapshot_codec
 from krstore.snapshots import SnapshotSource
-from krstore.source import Source
+from krstore.source import Source, SourceSpec
 from krstore.store.header import encode_header
 from krstore.store.rate import DEFAULT_RATIO, Target, make_target, search
 from krstore.store.reader import Store
@@ -51,6 +51,7 @@ def encode(
     force: bool = False,
     resume: bool = False,
     task_model: torch.nn.Module | None = None,
+    decoder: Store | str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Store:
     """Encode a source into a store and open it.
@@ -69,6 +70,8 @@ def encode(
         force: replace an existing output.
         resume: take up the checkpoint of an interrupted encode of the same things.
         task_model: a frozen network on features, for codecs that use one (KRNet's Eq. 3).
+        decoder: a store of the same codec and of samples of the same kind, whose decoder is used as it is. The new
+            file holds the same network, byte for byte, so that a memory of both keeps one.
         progress: shown how it goes.
 
     Raises:
@@ -86,9 +89,10 @@ def encode(
     from krstore.tensors import resolve_device
 
     device = resolve_device(device)
-    samples = Samples(codec_type(config), opened, task_model, device, progress)
-    task = None if task_model is None else weights_hash(task_model)
-    job.run(samples, target, resume=resume, task=task)
+    shared = None if decoder is None else _shared_decoder(decoder, codec_type, opened.spec)
+    samples = Samples(codec_type(config), opened, task_model, shared, device, progress)
+    others = [None if task_model is None else weights_hash(task_model), None if shared is None else shared.sha256]
+    job.run(samples, target, resume=resume, others=others)
     return Store(job.output, device=device)
 
 
@@ -129,6 +133,18 @@ def encode_snapshots(
     return SnapshotStore(job.output, device=device)
 
 
+def _shared_decoder(decoder: Store | str | Path, codec: type[Codec[Any, Any]], spec: SourceSpec) -> SharedDecoder:
+    store = decoder if isinstance(decoder, Store) else Store(decoder)
+    if not codec.shares_decoder:
+        raise UsageError(f"codec {codec.name} cannot use another store's decoder")
+    if store.codec != codec.name:
+        raise UsageError(f"{store.path} is a store of codec {store.codec}; its decoder is not one of {codec.name}")
+    own, other = ((s.shape, s.dtype, s.channel_axis) for s in (spec, store.source))
+    if own != other:
+        raise UsageError(f"{store.path} decodes samples of {other[0]} {other[1]}; these are {own[0]} {own[1]}")
+    return store.shared_decoder()
+
+
 def _target(
     codec: type[AnyCodec[Any, Any]],
     source_bytes: int,
@@ -161,11 +177,11 @@ class _Job:
         self.output, self.seed = Path(output), seed
         check_target(self.output, force=force)
 
-    def run(self, subject: Subject, target: Target | None, *, resume: bool, task: str | None = None) -> None:
+    def run(self, subject: Subject, target: Target | None, *, resume: bool, others: Sequence[str | None] = ()) -> None:
         """Encode into the output."""
         codec = subject.codec
         limits = target and [target.max_bytes, target.max_mse]
-        fingerprint = msgspec.json.encode([codec.name, codec.config, subject.sha256, self.seed, limits, task])
+        fingerprint = msgspec.json.encode([codec.name, codec.config, subject.sha256, self.seed, limits, others])
         state = self.output.with_name(f".{self.output.name}.checkpoint")
         checkpoint = Checkpoint(state, fingerprint.decode(), resume=resume)
         with atomic_write(self.output) as file:

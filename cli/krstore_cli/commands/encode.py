@@ -72,6 +72,9 @@ def encode(
         ),
     ] = None,
     task_weights: Annotated[Path | None, option("--task-weights", help="Its weights, a .safetensors file.")] = None,
+    decoder: Annotated[
+        Path | None, option("--decoder", help="A store whose decoder is used as it is; of the same codec.")
+    ] = None,
     device: Device = "auto",
     seed: Annotated[int, option("--seed", help="Of everything random: the same seed gives the same file.")] = 0,
     force: Force = False,
@@ -110,11 +113,19 @@ def encode(
     }
     store: Store | SnapshotStore
     if get_codec(codec).kind is Kind.SNAPSHOT:
-        _refuse_for_states({"--features-key": features_key, "--labels-key": labels_key, "--task-model": task_model})
+        _refuse_for_states(
+            {
+                "--features-key": features_key,
+                "--labels-key": labels_key,
+                "--task-model": task_model,
+                "--decoder": str(decoder) if decoder else None,
+            }
+        )
         store = encode_snapshots(open_snapshots(archive, trust=trust), target, codec=codec, **given)
     else:
         source = open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust)
-        store = encode_samples(source, target, codec, task_model=_task_model(task_model, task_weights), **given)
+        task = _task_model(task_model, task_weights)
+        store = encode_samples(source, target, codec, task_model=task, decoder=decoder, **given)
     with store:
         facts = summarise(store)
     seconds = time.monotonic() - began

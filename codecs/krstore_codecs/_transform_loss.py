@@ -1,0 +1,48 @@
+"""What the transform codec's networks are trained for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from krstore_codecs._transform import Analysis, RateModel, Synthesis
+from krstore_codecs._transform_plan import Units
+
+__all__ = ["RateDistortion"]
+
+NOISE_UNTIL, ANALYSIS_UNTIL = 0.3, 0.85  # shares of the iterations
+
+
+class RateDistortion:
+    """Squared error plus lambda times bits, by iteration: lambda is `trade` squares of the step.
+
+    Attributes:
+        iterations: of the whole schedule.
+    """
+
+    iterations = 1
+
+    def __init__(
+        self, units: Units, analysis: Analysis, synthesis: Synthesis, rate: RateModel, trade: float, seed: int
+    ) -> None:
+        self._units, self._trade, self._seed = units, trade, seed
+        self._analysis, self._synthesis, self._rate = analysis, synthesis, rate
+
+    def __call__(self, ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch (n, C, H, W) in [0, 1], and the mean squared error to show."""
+        share, centred = iteration / self.iterations, self._units.enter(grids)
+        step = self._rate.step.clone()
+        with torch.set_grad_enabled(share < ANALYSIS_UNTIL):
+            y = self._analysis(centred).float() / step
+        rounded = torch.round(y).detach()
+        noise = torch.Generator(y.device).manual_seed(self._seed << 32 | iteration)
+        noisy = y + torch.rand(y.shape, device=y.device, generator=noise) - 0.5
+        coded = noisy if share < NOISE_UNTIL else y + (rounded - y).detach()
+        decoded = self._synthesis(coded * step).float() - self._units.centre.to(y.device).view(1, -1, 1, 1)
+        error = (decoded - centred).square()
+        bits = self._rate(rounded, learn=True) / len(ids)
+        loss = error.sum() / len(ids) + self._trade * step.square() * bits
+        if share < ANALYSIS_UNTIL:
+            loss = loss + self._trade * step.square() * self._rate(noisy, learn=False) / len(ids)
+            self._rate.follow(bits.detach())
+        return loss, error.mean()

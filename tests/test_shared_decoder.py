@@ -1,0 +1,61 @@
+"""An encode with another store's decoder: the same network, byte for byte, and new samples nearly as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import krstore
+from krstore.errors import TargetUnreachableError, UsageError
+from krstore.testing import ArraySource, example_source
+
+
+def patterns(samples: int, seed: int) -> ArraySource:
+    """Rectified mixtures of patterns that all seeds share."""
+    fields = np.random.default_rng(99).normal(size=(5, 12, 6, 6))
+    rng = np.random.default_rng(seed)
+    values = np.einsum("nk,kchw->nchw", rng.normal(size=(samples, 5)), fields) + 0.1 * rng.normal(
+        size=(samples, 12, 6, 6)
+    )
+    return ArraySource(np.maximum(values, 0).astype(np.float32), rng.integers(0, 3, samples))
+
+
+def network(store: krstore.Store) -> dict[str, str]:
+    shared = ("sizes", "normaliser", "weights")
+    return {name: store.header.members[f"payload/network/{name}"].sha256 for name in shared}
+
+
+@pytest.mark.parametrize("settings", [{"width": 0}, {"width": 8, "iterations": 200}])
+def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings: dict[str, Any]) -> None:
+    first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=20, settings=settings, device="cpu")
+    own = krstore.encode(patterns(600, 1), tmp_path / "b.krs", ratio=20, settings=settings, device="cpu")
+    given = {name: value for name, value in settings.items() if name == "iterations"}
+    shared = krstore.encode(patterns(600, 1), tmp_path / "c.krs", ratio=20, settings=given, decoder=first, device="cpu")
+    assert network(shared) == network(first) != network(own)
+    assert shared.ratio >= 20
+    assert shared.quality.nmse < 1.3 * own.quality.nmse
+    assert (shared.config["width"], shared.config["tile"]) == (first.config["width"], first.config["tile"])
+
+
+def test_targets_hold_with_a_shared_decoder(tmp_path: Path) -> None:
+    first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=20, settings={"width": 0}, device="cpu")
+    limit = 0.05 * float(patterns(300, 1).features.var(dtype=np.float64))
+    store = krstore.encode(patterns(300, 1), tmp_path / "b.krs", max_mse=limit, decoder=first.path, device="cpu")
+    assert 0.9 * limit <= store.quality.mse <= limit
+    with pytest.raises(TargetUnreachableError, match="the decoder alone takes"):
+        krstore.encode(patterns(300, 1), tmp_path / "c.krs", max_bytes=4000, decoder=first.path, device="cpu")
+    assert not (tmp_path / "c.krs").exists()
+
+
+def test_a_decoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    raw = krstore.encode(example_source(40), tmp_path / "raw.krs", "raw")
+    transform = krstore.encode(patterns(300, 0), tmp_path / "t.krs", ratio=10, settings={"width": 0})
+    with pytest.raises(UsageError, match="codec raw cannot use another store's decoder"):
+        krstore.encode(example_source(40), tmp_path / "x.krs", "raw", decoder=raw)
+    with pytest.raises(UsageError, match="is a store of codec raw"):
+        krstore.encode(example_source(40), tmp_path / "x.krs", decoder=raw)
+    with pytest.raises(UsageError, match=r"decodes samples of \(12, 6, 6\) float32; these are \(3, 4, 4\) float32"):
+        krstore.encode(example_source(40, (3, 4, 4)), tmp_path / "x.krs", decoder=transform)
