@@ -13,7 +13,7 @@ from krstore import encode
 from krstore.errors import TargetUnreachableError
 
 RATIO, ITERATIONS = 50, 1500
-LATENTS = (0, 1, 2, 4, 8, 16, 32, 64)
+LATENTS = (0, 1, 4, 16, 64)
 PAPER = {
     "style": "paper", "weights": "float32", "batch_size": 100, "learning_rate": 3e-3, "plateau": None,
     "group_size": 64, "c0": 16,
