@@ -175,13 +175,14 @@ def scaling(document: Document) -> str:
     cells = [
         [
             row["name"], f"{row['samples']:,}", f"{row['nmse']:.4f}", f"{row['bytes']:,}",
-            f"{row['network'] / row['bytes']:.1%}", str(row["width"]), f"{row['encode_cpu']:.0f}", f"{row['decode']:.1f}",
-            f"{row['encode_peak'] / 1e6:,.0f}", f"{row['decode_peak'] / 1e6:,.0f}",
+            f"{row['network'] / row['bytes']:.1%}", str(row["width"]), f"{row['encode_cpu']:.0f}",
+            f"{row['decode']:.1f}", f"{row['encode_peak'] / 1e6:,.0f}", f"{row['decode_peak'] / 1e6:,.0f}",
         ]
         for row in sorted(document["rows"], key=lambda row: (row["name"], row["samples"]))
     ]  # fmt: skip
     head = [
-        "", "samples", "NMSE", "bytes", "network", "width", "encode processor s", "decode s", "encode peak MB", "decode peak MB",
+        "", "samples", "NMSE", "bytes", "network", "width", "encode processor s", "decode s", "encode peak MB",
+        "decode peak MB",
     ]  # fmt: skip
     return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{_footer(document)}"
 
