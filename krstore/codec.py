@@ -113,7 +113,7 @@ class SharedDecoder:
 
     Attributes:
         payload: of that store; the members that a codec writes again, unchanged, are what the stores share.
-        sha256: of those members.
+        sha256: of that store's network members.
     """
 
     payload: MemberReader

@@ -42,6 +42,11 @@ def test_golden_stores_decode(name: str) -> None:
     assert np.abs(expected).max() > 1  # the stores hold something
 
 
+def test_one_of_them_lays_tokens_out_as_a_square() -> None:
+    with krstore.open(HERE / "transform-tokens.krs") as store:
+        assert b'"square":true' in store._container.read("payload/network/sizes")
+
+
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_integers_are_the_same_in_other_processes_with_other_threads(threads: str) -> None:
     script = (

@@ -59,3 +59,27 @@ def test_a_decoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         krstore.encode(example_source(40), tmp_path / "x.krs", decoder=raw)
     with pytest.raises(UsageError, match=r"decodes samples of \(12, 6, 6\) float32; these are \(3, 4, 4\) float32"):
         krstore.encode(example_source(40, (3, 4, 4)), tmp_path / "x.krs", decoder=transform)
+
+
+def test_samples_that_the_decoder_would_clip_are_refused(tmp_path: Path) -> None:
+    first = krstore.encode(patterns(300, 0), tmp_path / "a.krs", ratio=10, settings={"width": 0}, device="cpu")
+    louder = ArraySource(5 * patterns(300, 1).features)
+    with pytest.raises(UsageError, match=r"12 of 12 channels leave the range .* Encode without --decoder"):
+        krstore.encode(louder, tmp_path / "b.krs", ratio=5, decoder=first, device="cpu")
+
+
+def test_options_that_contradict_the_decoder_are_refused(tmp_path: Path) -> None:
+    first = krstore.encode(patterns(300, 0), tmp_path / "a.krs", ratio=10, settings={"width": 0}, device="cpu")
+    with pytest.raises(UsageError, match=r"width=16: the decoder given has width=0"):
+        krstore.encode(patterns(300, 1), tmp_path / "b.krs", ratio=5, decoder=first, settings={"width": 16})
+
+
+def test_a_damaged_decoder_is_named(tmp_path: Path) -> None:
+    first = krstore.encode(patterns(300, 0), tmp_path / "a.krs", ratio=10, settings={"width": 0}, device="cpu")
+    member = first.header.members["payload/network/weights"]
+    data = bytearray(first.path.read_bytes())
+    place = data.find(b"payload/network/weights") + len("payload/network/weights") + member.bytes // 2
+    data[place] ^= 0xFF
+    (tmp_path / "bad.krs").write_bytes(data)
+    with pytest.raises(krstore.errors.CorruptStoreError, match=r"bad\.krs"):
+        krstore.encode(patterns(300, 1), tmp_path / "b.krs", ratio=5, decoder=tmp_path / "bad.krs", device="cpu")

@@ -50,8 +50,8 @@ def encode_all(source: Source, normaliser: Normaliser, encoder: nn.Module, devic
 
 
 def write_codes(sink: PayloadSink, latents: SpilledRows, step: float) -> None:
-    """Write latents, rounded to multiples of a step."""
-    stored = np.float32(step)
+    """Write latents, rounded to multiples of a step, or of the finest there is."""
+    stored = np.float32(max(step, latents.finest))
     sink.write(STEP, stored.astype("<f4").tobytes())
     write_integer_blocks(sink, LATENTS, latents, float(stored))
 

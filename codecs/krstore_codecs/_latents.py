@@ -38,7 +38,7 @@ class SpilledRows:
     """Float rows (N, L) in an anonymous temporary file: memory stays bounded whatever N is."""
 
     def __init__(self, length: int) -> None:
-        self.length, self.count = length, 0
+        self.length, self.count, self._largest = length, 0, 0.0
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the rows
 
     def __del__(self) -> None:
@@ -48,6 +48,12 @@ class SpilledRows:
         """Add rows (n, L)."""
         self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
         self.count += len(rows)
+        self._largest = max(self._largest, float(np.abs(rows).max(initial=0)))
+
+    @property
+    def finest(self) -> float:
+        """Return the finest step of which tables hold all multiples that the rows reach."""
+        return self._largest / LARGEST
 
     def chunks(self, rows: int = ROWS) -> Iterator[NDArray[np.float32]]:
         """Yield all rows in order, `rows` at a time."""
@@ -171,7 +177,9 @@ class IntegerBlocks:
         return self._blocks.read(rows)
 
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
-        out = np.tile(self._offsets, (sum(samples), 1))
+        out = np.zeros((sum(samples), self._length), np.int32)
+        if self._offsets.any():
+            out += self._offsets
         start = 0
         for data, count in zip(blocks, samples, strict=True):
             runs = decode_runs(data, [count * len(columns) for columns in self._members], self._tables)

@@ -76,6 +76,7 @@ def read_sizes(payload: MemberReader, kind: type[SizesT], context: OpenContext) 
         or decoder.width < 1
         or decoder.c0 < 1
         or decoder.c1 < 1
+        or decoder.direct > decoder.width
         or max(numbers) > 1 << 24
     ):
         raise CorruptStoreError(f"a network of sizes {decoder} does not make samples of shape {context.spec.shape}")
@@ -91,8 +92,11 @@ def unpack_network(
         build: makes the module; on the meta device, so that absurd sizes cost nothing and nothing is initialised.
         members: the payload member of each prefix of parameter names; the longest prefix that fits counts.
     """
-    with torch.device("meta"):
-        network = build()
+    try:
+        with torch.device("meta"):
+            network = build()
+    except RuntimeError as error:  # sizes beyond what torch counts
+        raise CorruptStoreError(f"the network's sizes are absurd: {error}") from error
     shapes = {name: tuple(value.shape) for name, value in plain_state(network).items()}
     stored = sum(payload.size(member) for member in members.values())
     if sum(math.prod(shape) for shape in shapes.values()) > 64 * stored + (1 << 16):

@@ -129,15 +129,32 @@ def _coefficients(positions: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _dct(positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the matrices (N', N) of the DCT along an axis and (N, N') of its inverse."""
-    size = positions if positions <= WHOLE else BLOCK
-    k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    whole = torch.kron(torch.eye(_coefficients(positions) // size, dtype=torch.float64), basis)
-    repeat = torch.eye(positions, dtype=torch.float64)[torch.arange(len(whole)).clamp(max=positions - 1)]
-    return (whole @ repeat).float().to(device), whole.T[:positions].float().to(device)
+def _dct(size: int, device: torch.device) -> Tensor:
+    """Return the matrix (size, size) of the orthonormal DCT-II, one that training may use."""
+    with torch.inference_mode(False):
+        k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
+        basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
+        basis[0] /= math.sqrt(2)
+        return basis.float().to(device)
+
+
+def _spectrum(x: Tensor, axis: int) -> Tensor:
+    """Return the DCT of x along an axis."""
+    size, moved = x.shape[axis], x.movedim(axis, -1)
+    if size <= WHOLE:
+        return (moved @ _dct(size, x.device).T).movedim(-1, axis)
+    last = moved[..., -1:].expand(*moved.shape[:-1], _coefficients(size) - size)
+    blocks = torch.cat([moved, last], -1).unflatten(-1, (-1, BLOCK))  # type: ignore[no-untyped-call]
+    return torch.as_tensor((blocks @ _dct(BLOCK, x.device).T).flatten(-2).movedim(-1, axis))
+
+
+def _positions(y: Tensor, axis: int, size: int) -> Tensor:
+    """Undo `_spectrum`, for an axis of so many positions."""
+    moved = y.movedim(axis, -1)
+    if size <= WHOLE:
+        return (moved @ _dct(size, y.device)).movedim(-1, axis)
+    blocks = moved.unflatten(-1, (-1, BLOCK)) @ _dct(BLOCK, y.device)  # type: ignore[no-untyped-call]
+    return torch.as_tensor(blocks.flatten(-2)[..., :size].movedim(-1, axis))
 
 
 def _kernel(grid: tuple[int, int]) -> tuple[int, int]:
@@ -200,8 +217,8 @@ class Analysis(nn.Module):
     def forward(self, grids: Tensor) -> Tensor:
         """Analyse."""
         y = torch.einsum("kd,ndhw->nkhw", self.basis(), self.tiles.cut(self.net(grids)))
-        (down, _), (across, _) = (_dct(n, y.device) for n in self.tiles.count)
-        return down @ y.float() @ across.T
+        with torch.autocast(y.device.type, enabled=False):
+            return _spectrum(_spectrum(y.float(), 2), 3)
 
 
 class Synthesis(nn.Module):
@@ -222,8 +239,10 @@ class Synthesis(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Synthesise."""
-        (_, up), (_, back) = (_dct(n, y.device) for n in self.tiles.count)
-        x = self.tiles.join(torch.einsum("kd,nkhw->ndhw", self.basis(), up @ y @ back.T))
+        down, across = self.tiles.count
+        with torch.autocast(y.device.type, enabled=False):
+            rows = _positions(_positions(y, 2, down), 3, across)
+        x = self.tiles.join(torch.einsum("kd,nkhw->ndhw", self.basis(), rows))
         return torch.as_tensor(self.net(x)) + self.centre.view(1, -1, 1, 1)
 
 

@@ -27,12 +27,14 @@ class RateDistortion:
     ) -> None:
         self._units, self._trade, self._seed = units, trade, seed
         self._analysis, self._synthesis, self._rate = analysis, synthesis, rate
+        frozen = not any(parameter.requires_grad for parameter in synthesis.parameters())
+        self._until = 1.0 if frozen else ANALYSIS_UNTIL
 
     def __call__(self, ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
         """Return the loss of a batch (n, C, H, W) in [0, 1], and the mean squared error to show."""
         share, centred = iteration / self.iterations, self._units.enter(grids)
         step = self._rate.step.clone()
-        with torch.set_grad_enabled(share < ANALYSIS_UNTIL):
+        with torch.set_grad_enabled(share < self._until):
             y = self._analysis(centred).float() / step
         rounded = torch.round(y).detach()
         noise = torch.Generator(y.device).manual_seed(self._seed << 32 | iteration)
@@ -42,7 +44,7 @@ class RateDistortion:
         error = (decoded - centred).square()
         bits = self._rate(rounded, learn=True) / len(ids)
         loss = error.sum() / len(ids) + self._trade * step.square() * bits
-        if share < ANALYSIS_UNTIL:
+        if share < self._until:
             loss = loss + self._trade * step.square() * self._rate(noisy, learn=False) / len(ids)
             self._rate.follow(bits.detach())
         return loss, error.mean()

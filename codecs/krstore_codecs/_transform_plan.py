@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from krstore.codec import FitContext
 from krstore.entropy import entropy_bytes
-from krstore.errors import TargetUnreachableError
+from krstore.errors import TargetUnreachableError, UsageError
 from krstore.source import Source
 from krstore.store.rate import DEFAULT_RATIO
 from krstore_codecs._latents import spread_classes
@@ -27,7 +27,9 @@ __all__ = ["FIXED_BYTES", "Plan", "Units", "plan"]
 
 SAMPLES, BYTES = 4096, 128 << 20
 PROBE = 512  # samples whose integers are counted
+FINEST = 8000.0  # steps from zero to the largest coefficient that is looked at
 STEPS = 11  # of a bisection: to about a percent
+PART = 32  # samples that go through the nets at once
 BASIS_BITS = 7.0
 FIXED_BYTES = 1500  # sizes, headers of members, tables of coefficients
 TABLE_BYTES = 500  # of the weights
@@ -167,12 +169,13 @@ class Plan:
 
     def errors(self, analysis: nn.Module, synthesis: nn.Module, step: float) -> tuple[float, float]:
         """Return the probe's error, of its variance, with these networks, and of the best KLT in as many bytes."""
-        with torch.no_grad():
-            coded = torch.round(analysis(self._probe) / step)
-            centre = self.units.centre.to(self._probe.device).view(1, -1, 1, 1)
-            error = float((synthesis(coded * step) - centre - self._probe).square().sum()) * self.spread**2
+        centre, coded, error = self.units.centre.view(1, -1, 1, 1), [], 0.0
+        for part in torch.split(self._probe, PART):
+            with torch.no_grad():
+                coded.append(torch.round(analysis(part) / step))
+                error += float((synthesis(coded[-1] * step) - centre - part).square().sum()) * self.spread**2
         linear, kept = self._linear.linear, self._linear.kept
-        step = _step_for_bytes(linear.rows[:, :kept], _coded(coded, 1.0) + self._saved)
+        step = _step_for_bytes(linear.rows[:, :kept], _coded(torch.cat(coded), 1.0) + self._saved)
         variance = float(self._probe.square().sum()) * self.spread**2 or 1.0
         return error / variance, _error(linear, kept, step) / variance
 
@@ -191,14 +194,15 @@ def plan(
 
     Raises:
         TargetUnreachableError: nothing fits the budget, or so few channels have more than the error asked for.
+        UsageError: tiles so large have more numbers than a KLT can be found for.
     """
     spec = source.spec
     linears = [
         _Linear.of(sample, side)
         for sample in _samples(source, normaliser, context)
-        for side in ([tile] if tile else _sides(*sample.units.layout.shape))
+        for side in _sides(*sample.units.layout.shape, tile)
     ]
-    budget = float(context.budget or spec.bytes / DEFAULT_RATIO)
+    budget = spec.bytes / DEFAULT_RATIO if context.budget is None else float(context.budget)
     if context.max_mse is not None:
         error = (1.0 if width == 0 else GAIN) * context.max_mse * spec.elements
         budget = min(_budget_for(linear, channels, error, spec.samples) for linear in linears)
@@ -237,11 +241,20 @@ def plan(
     )  # fmt: skip
 
 
-def _sides(channels: int, height: int, columns: int) -> list[int]:
-    """Return the sides of tiles to try: what divides the longer axis, up to `MOST_LENGTH` numbers a tile."""
+def _sides(channels: int, height: int, columns: int, tile: int | None) -> list[int]:
+    """Return the sides of tiles to try: the given one, or what divides the longer axis, up to `MOST_LENGTH` numbers."""
     longer = max(height, columns)
-    sides = [side for side in range(1, longer + 1) if longer % side == 0]
-    return [s for s in sides if s == 1 or channels * math.prod(Tiles((height, columns), s).shape) <= MOST_LENGTH]
+
+    def length(side: int) -> int:
+        return channels * math.prod(Tiles((height, columns), side).shape)
+
+    if tile is None:
+        sides = [side for side in range(1, longer + 1) if longer % side == 0]
+        return [side for side in sides if side == 1 or length(side) <= MOST_LENGTH]
+    side = min(tile, longer)
+    if side > 1 and length(side) > 4 * MOST_LENGTH:
+        raise UsageError(f"tile={tile}: tiles of {length(side):,} numbers; the most is {4 * MOST_LENGTH:,}")
+    return [side]
 
 
 def _choices(
@@ -288,15 +301,16 @@ def _samples(source: Source, normaliser: Normaliser, context: FitContext) -> lis
         spread = float((raw - mean.view(1, -1, 1, 1)).double().square().mean().sqrt()) or 1.0
         units = Units(layout, span / spread, mean / spread)
         grids = units.enter(scaled)
-        others = grids[PROBE:] if size < source.spec.samples else grids
-        samples.append(_Sample(units, spread, grids[:PROBE], others))
+        probe = min(PROBE, max(1, size // 4)) if size < source.spec.samples else PROBE
+        others = grids[probe:] if 1 < size < source.spec.samples else grids
+        samples.append(_Sample(units, spread, grids[:probe], others))
     return samples
 
 
 def _bisect(rows: Tensor, too_fine: Callable[[float], bool]) -> float:
     """Return about the smallest step for these coefficients that is not too fine."""
     largest = float(rows.abs().max()) or 1.0
-    low, high = largest * 1e-5, 2.5 * largest
+    low, high = largest / FINEST, 2.5 * largest
     for _ in range(STEPS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if too_fine(middle) else (low, middle)

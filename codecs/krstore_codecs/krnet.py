@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink
-from krstore.errors import TargetUnreachableError, UsageError
+from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
 from krstore.source import Ids, Source, SourceSpec, class_indices
 from krstore.store.container import MemberReader
 from krstore.store.rate import DEFAULT_RATIO
@@ -269,6 +269,11 @@ class _KRNetDecoder(NeuralDecoder):
         super().__init__(payload, context)
         sizes = read_sizes(payload, KRNetSizes, context)
         self._groups = Groups.of(context.labels, context.kept, sizes.group_size)
+        decoder = sizes.decoder
+        if decoder.width != 2 * sizes.group_size + sizes.latent or decoder.direct not in (0, sizes.latent):
+            raise CorruptStoreError(
+                f"an embedding of {decoder.width} for groups of {sizes.group_size}, {sizes.latent} codes"
+            )
         if self._groups.count != sizes.groups:
             raise ValueError(f"{sizes.groups} groups of {sizes.group_size} for samples that make {self._groups.count}")
         members = {"": WEIGHTS, LATENT_PREFIX: EMBEDDING}
@@ -306,7 +311,13 @@ def choose_sizes(config: KRNetConfig, spec: SourceSpec, labels: Ids | None, budg
     Raises:
         TargetUnreachableError: the smallest network does not fit.
     """
-    budget -= _code_bytes(config, spec)
+    codes = _code_bytes(config, spec)
+    if codes and codes >= budget:
+        raise TargetUnreachableError(
+            f"krnet: {config.latent} codes a sample take about {codes:,} bytes; the target leaves {budget:,}. "
+            "Ask for a larger file, or fewer codes"
+        )
+    budget -= codes
     size = config.group_size or int(min(512, max(16, 2 ** np.floor(np.log2(np.sqrt(max(1, budget)) / 2.5)))))
     groups = Groups.of(labels, spec.samples, size).count
     while config.group_size is None and size > 16 and groups * size > budget / 8:  # vectors of many small classes

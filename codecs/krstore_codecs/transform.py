@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
-from krstore.errors import CorruptStoreError, TargetUnreachableError
-from krstore.source import Ids, Source, SourceSpec, chunks
+from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
+from krstore.source import Ids, Source, SourceSpec, SourceStats, chunks
 from krstore.store.container import MemberReader
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
@@ -40,6 +40,7 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 __all__ = ["Transform", "TransformConfig"]
 
 COEFFICIENTS, STEP = "latent/coefficients", "network/step"
+SLACK = 0.5  # of a channel's range, by which new samples may leave that of a shared decoder
 
 
 class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -133,13 +134,13 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             )  # fmt: skip
             loss.iterations = iterations = trainer.planned
             trainer.run()
-            with_net, without = begin.errors(analysis.cpu(), synthesis.cpu(), float(rate.step))
+            stored = _as_stored(synthesis, quantiser)
+            with_net, without = begin.errors(analysis.cpu(), stored, float(rate.step))
             said = f"transform: error {with_net:.3g} of the variance with the net, {without:.3g} in these bytes without"
             if config.width is None and without < with_net:
                 context.progress.note(f"{said}; going without")
                 return Transform(msgspec.structs.replace(config, width=0)).fit(source, context)
             context.progress.note(said)
-            network.to(context.device)
         elif quantiser is not None:
             quantiser.set_bytes(begin.network_bytes)
         state = {name: value.cpu().numpy() for name, value in plain_state(synthesis).items()}
@@ -151,13 +152,17 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             WEIGHTS: pack_weights(state, None if quantiser is None else quantiser.steps()),
         }  # fmt: skip
         step = float(rate.step)
-        rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
+        rows = _transform_all(source, normaliser, begin.units, analysis.to(context.device), step)
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _fit_to(self, decoder: SharedDecoder, source: Source, context: FitContext) -> FittedTransform:
         """Train an analysis, from the pseudo-inverse of the synthesis' KLT on, for a synthesis that stays as it is."""
         config, opened = self.config, _Synthesis(decoder.payload, source.spec, context.device)
         sizes, synthesis, normaliser = opened.sizes, opened.network, opened.normaliser
+        for name in ("width", "tile", "channels"):
+            if getattr(config, name) not in (None, getattr(sizes, name)):
+                raise UsageError(f"{name}={getattr(config, name)}: the decoder given has {name}={getattr(sizes, name)}")
+        _check_range(normaliser, context.stats)
         units = Units(opened.layout, torch.from_numpy(normaliser.span / sizes.unit), synthesis.centre.detach().cpu())
         basis = torch.linalg.pinv(synthesis.basis().detach().cpu().T)
         with torch.random.fork_rng():
@@ -174,19 +179,18 @@ class Transform(Codec[TransformConfig, FittedTransform]):
                 )
             target = 8 * room / source.spec.samples
         rate = RateModel((sizes.channels, *opened.tiles.coefficients), opened.step, target).to(context.device)
-        batches = self._batches(source, normaliser, context)
-        with torch.no_grad():
-            rate.begin_at(analysis(units.enter(next(batches.batches())[1])))
         iterations = 0
         if sizes.width:
-            synthesis.requires_grad_(False)
+            batches = self._batches(source, normaliser, context)
+            with torch.no_grad():
+                rate.begin_at(analysis(units.enter(next(batches.batches())[1])))
             network = nn.ModuleDict({"analysis": analysis, "rate": rate})
-            loss = RateDistortion(units, analysis, synthesis, rate, config.trade, context.seed)
+            loss = RateDistortion(units, analysis, synthesis.requires_grad_(False), rate, config.trade, context.seed)
             trainer = Trainer(config, context, network, batches, loss)
             loss.iterations = iterations = trainer.planned
             trainer.run()
         step = float(rate.step)
-        rows = _transform_all(source, normaliser, units, analysis, context.device, step)
+        rows = _transform_all(source, normaliser, units, analysis, step)
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _batches(self, source: Source, normaliser: Normaliser, context: FitContext) -> BatchFeed:
@@ -196,6 +200,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         """Return the config with what was chosen filled in."""
         return msgspec.structs.replace(
             self.config, width=fitted.sizes.width, tile=fitted.sizes.tile, channels=fitted.sizes.channels,
+            weights=fitted.sizes.weights,
             iterations=fitted.iterations or self.config.iterations,
         )  # fmt: skip
 
@@ -207,6 +212,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         """Code synthesis and coefficients."""
         for name, data in fitted.network.items():
             sink.write(name, data)
+        knob = max(knob, fitted.rows.finest)
         sink.write(STEP, np.float32(fitted.step * knob).astype("<f4").tobytes())
         write_integer_blocks(sink, COEFFICIENTS, fitted.rows, knob)
 
@@ -250,17 +256,44 @@ class _TransformDecoder(NeuralDecoder):
         return self._synthesis.layout.leave(laid) * self._unit
 
 
+def _as_stored(synthesis: Synthesis, quantiser: WeightQuantiser | None) -> Synthesis:
+    """Return a copy on the CPU whose weights are rounded as the file will have them."""
+    kept, length = synthesis.basis.vectors.shape
+    channels = length // math.prod(synthesis.tiles.shape)
+    width = 0 if isinstance(synthesis.net, nn.Identity) else synthesis.net.first.out_channels
+    copy = Synthesis(channels, kept, int(width), synthesis.tiles)
+    state = {name: value.detach().cpu().clone() for name, value in plain_state(synthesis).items()}
+    for name, step in ({} if quantiser is None else quantiser.steps()).items():
+        state[name] = torch.round(state[name] / step) * step
+    copy.load_state_dict(state)
+    return copy
+
+
+def _check_range(normaliser: Normaliser, stats: SourceStats) -> None:
+    """Refuse samples that a decoder would clip: its channels' ranges are those of the samples that it was made for."""
+    slack = SLACK * normaliser.span
+    low, high = normaliser.low - slack, normaliser.low + normaliser.span + slack
+    outside = np.flatnonzero((stats.minimum < low) | (stats.maximum > high))
+    if len(outside):
+        channel = outside[0]
+        raise UsageError(
+            f"{len(outside)} of {len(low)} channels leave the range of the decoder given; channel {channel} reaches "
+            f"{stats.minimum[channel]:.4g} to {stats.maximum[channel]:.4g}, the decoder {normaliser.low[channel]:.4g} "
+            f"to {normaliser.low[channel] + normaliser.span[channel]:.4g}. Encode without --decoder"
+        )
+
+
 def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
     try:
         sizes = msgspec.json.decode(payload.read(SIZES), type=TransformSizes)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptStoreError(f"the transform's sizes are malformed: {error}") from error
-    grid = grid_shape(spec)
-    elements = math.prod(grid)
+    layout = Layout(grid_shape(spec), sizes.square)
+    channels, *grid = layout.shape
     if not (
-        Layout(grid, sizes.square) in Layout.choices(grid)
-        and 1 <= sizes.channels <= 2 * elements
-        and 1 <= sizes.tile <= elements
+        layout in Layout.choices(layout.grid)
+        and 1 <= sizes.tile <= max(grid)
+        and 1 <= sizes.channels <= channels * math.prod(Tiles((grid[0], grid[1]), sizes.tile).shape)
         and 0 <= sizes.width <= 1 << 16
         and 0 < sizes.unit < math.inf
     ):
@@ -269,8 +302,9 @@ def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
 
 
 def _transform_all(
-    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, device: str, step: float
+    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, step: float
 ) -> SpilledRows:
+    device = analysis.basis.vectors.device
     rows = SpilledRows(len(analysis.basis.vectors) * math.prod(analysis.tiles.coefficients))
     with torch.inference_mode():
         for grids in _grids(source, normaliser, device):
@@ -278,6 +312,6 @@ def _transform_all(
     return rows
 
 
-def _grids(source: Source, normaliser: Normaliser, device: str) -> Iterator[Tensor]:
+def _grids(source: Source, normaliser: Normaliser, device: torch.device) -> Iterator[Tensor]:
     for _, features in chunks(source, 1 << 22):
         yield normaliser.scale(normaliser.to_grid(features).to(device))

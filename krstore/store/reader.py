@@ -133,9 +133,10 @@ class Store(StoreFile[Header]):
             return get_sample_codec(self.codec).open(PayloadView(self._container), context)
 
     def shared_decoder(self) -> SharedDecoder:
-        """Return the decoder without its samples, for an encode that is to use it as it is."""
+        """Return the decoder without its samples, for an encode that is to use it as it is; it has been opened."""
         from krstore.codec import SharedDecoder
 
+        assert self.decoder is not None
         prefix = f"{PAYLOAD}network/"
         hashes = [member.sha256 for name, member in sorted(self.header.members.items()) if name.startswith(prefix)]
         return SharedDecoder(PayloadView(self._container), hashlib.sha256("".join(hashes).encode()).hexdigest())

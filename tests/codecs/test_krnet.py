@@ -301,3 +301,10 @@ def test_a_network_far_smaller_than_the_target_is_stored_as_finely_as_can_be(tmp
     settings = {"c0": 4, "d0": 8, "iterations": 10}
     store = krstore.encode(example_source(240, (6, 4, 4)), tmp_path / "x.krs", "krnet", ratio=2, settings=settings)
     assert store.ratio > 2
+
+
+def test_codes_beyond_the_budget_are_named(tmp_path: Path) -> None:
+    with pytest.raises(krstore.errors.TargetUnreachableError, match="64 codes a sample take about 32,000 bytes"):
+        krstore.encode(
+            example_source(1000), tmp_path / "x.krs", "krnet", max_bytes=10_000, settings={"latent": 64}, device="cpu"
+        )

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.fft
 import torch
+from payloads import MemoryPayload
 
 import krstore
 from krstore.checkpoint import Checkpoint
-from krstore.codec import FitContext
+from krstore.codec import FitContext, OpenContext
 from krstore.config import build_config
-from krstore.errors import TargetUnreachableError
+from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
 from krstore.progress import SILENT
 from krstore.source import scan
 from krstore.testing import ArraySource, example_source
@@ -261,3 +263,44 @@ def test_float32_weights_are_kept_as_they_are(tmp_path: Path) -> None:
 def test_presets_and_options_are_whole() -> None:
     for preset in Transform.presets:
         build_config("transform", Transform.Config, Transform.presets, preset)
+
+
+def test_large_samples_have_a_klt_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which so few are looked at that none are left over for the probe alone."""
+    rng = np.random.default_rng(0)
+    values = np.einsum("nk,kchw->nchw", rng.normal(size=(900, 4)), rng.normal(size=(4, 16, 4, 4))).astype(np.float32)
+    few, all_of_them = (
+        encode(tmp_path / f"{limit}.krs", ArraySource(values), ratio=30, settings={"width": 0})
+        for limit in (400, 4000)
+        if monkeypatch.setattr("krstore_codecs._transform_plan.BYTES", 4 * 256 * limit) is None
+    )
+    assert few.quality.nmse < 3 * all_of_them.quality.nmse
+
+
+def test_a_fit_after_decoding_in_inference_mode(tmp_path: Path) -> None:
+    source = ArraySource(np.random.default_rng(0).normal(size=(300, 3, 11, 13)).astype(np.float32))
+    with torch.inference_mode():
+        encode(tmp_path / "a.krs", source, ratio=10, settings={"width": 0}).read([0])
+    encode(tmp_path / "b.krs", source, ratio=10, settings={"width": 4, "iterations": 3})
+
+
+def test_a_tile_larger_than_the_sample_is_the_sample(tmp_path: Path) -> None:
+    store = encode(tmp_path / "x.krs", example_source(300, (24,)), ratio=4, settings={"width": 0, "tile": 32})
+    assert store.config["tile"] == 1
+    with pytest.raises(UsageError, match=r"tile=32: tiles of 8,192 numbers"):
+        encode(tmp_path / "y.krs", example_source(20, (8, 32, 32)), ratio=4, settings={"width": 0, "tile": 32})
+
+
+@pytest.mark.parametrize(
+    "change", [{"channels": 10**9}, {"tile": 10**6}, {"square": True}, {"width": -1}, {"unit": 0.0}, {"width": 10**9}]
+)
+def test_absurd_sizes_are_a_corrupt_store(change: dict[str, Any]) -> None:
+    spec = example_source(4, (6, 4, 4)).spec
+    sizes = {"square": False, "tile": 1, "channels": 4, "width": 0, "unit": 1.0, "weights": "quantised"} | change
+    payload = MemoryPayload()
+    payload.write("network/sizes", msgspec.json.encode(sizes))
+    payload.write("network/normaliser", np.zeros(12, "<f4").tobytes())
+    payload.write("network/step", np.ones(1, "<f4").tobytes())
+    payload.write("network/weights", b"")
+    with pytest.raises(CorruptStoreError):
+        Transform.open(payload, OpenContext(spec=spec, kept=4, labels=None, device="cpu"))
