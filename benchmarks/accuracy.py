@@ -88,7 +88,10 @@ def _archives(run: Run) -> tuple[Source, Source]:
 
 
 def _images(case: Case, labels: Labels, budget: int) -> tuple[int, Labels] | None:
-    """Return the bytes and IDs of randomly chosen images, as many of each class, that fit as lossless WebP files."""
+    """Return bytes and IDs of randomly chosen images, as many of each class, that fit as lossless WebP files.
+
+    `None` where fewer than a batch of them fit.
+    """
     data = case.run.data
     if data is None or not (data / "images.npz").exists():
         return None
@@ -100,7 +103,7 @@ def _images(case: Case, labels: Labels, budget: int) -> tuple[int, Labels] | Non
     chosen = order[np.argsort(ranks[order], kind="stable")][: max(1, budget // 500)]
     total = np.cumsum(lossless_bytes(np.load(data / "images.npz")["images"][chosen]))
     count = int(np.searchsorted(total, budget, side="right"))
-    return int(total[count - 1]), chosen[:count]
+    return (int(total[count - 1]), chosen[:count]) if count >= BATCH else None
 
 
 class _Judge:

@@ -2,7 +2,7 @@
 
 The models are those of Balle et al. (ICLR 2018), a factorised prior and a scale hyperprior, of CompressAI's layers,
 with as many halvings of the grid as its size takes and widths to suit the byte budget. Lambda follows the target while
-training. Counted are the coded strings, which hold 64 samples each, and the decoder: weights of convolutions in 8 bits,
+training. Counted are the coded strings, which hold 64 samples each, and the decoder: matrices and kernels in 8 bits,
 other parameters in 16, and the entropy models' tables.
 """
 
@@ -80,7 +80,7 @@ class Model(nn.Module):
         total = 0
         for module in (self.g_s, self.h_s):
             for name, value in module.named_parameters() if module is not None else ():
-                total += value.numel() if name.endswith("weight") else 2 * value.numel()
+                total += value.numel() * (1 if value.dim() > 1 else 2)
                 total += 2 * value.shape[0] if name.endswith("weight") else 0
         return total + 2 * int(self.bottleneck._cdf_length.sum())
 
@@ -152,7 +152,7 @@ def fit(x: Tensor, budget: int, hyperprior: bool, seconds: float) -> tuple[int, 
         iteration, progress = iteration + 1, (time.process_time() - began) / seconds
     model.eval()
     with torch.no_grad():
-        for module in model.modules():
+        for module in [*model.g_s.modules(), *(model.h_s.modules() if model.h_s is not None else ())]:
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 step = module.weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-9) / 127
                 module.weight.copy_(torch.round(module.weight / step) * step)

@@ -35,9 +35,12 @@ def accuracy(document: Document, path: Path) -> None:
 
 def family(document: Document, path: Path) -> None:
     """Draw NMSE against the bytes of a sample's codes, at one file size."""
-    lines = {codec: _line(document["rows"], codec, "code_bytes", "nmse", key="codec") for codec in ("krnet",)}
-    (other,) = (row for row in document["rows"] if row["codec"] == "autoencoder")
-    lines["autoencoder"] = ([other["code_bytes"]], [other["nmse"]])
+    rows = document["rows"]
+    curve = [row for row in rows if row["codec"] == "krnet" and not row["name"].endswith("float32")]
+    lines = {"krnet": _line(curve, "krnet", "code_bytes", "nmse", key="codec")}
+    for row in rows:
+        if row not in curve:
+            lines[row["name"]] = ([row["code_bytes"]], [row["nmse"]])
     _draw(lines, path, f"bytes of codes a sample, in a file of ratio {document['ratio']}", "NMSE")
 
 
