@@ -166,7 +166,7 @@ def _quantise(rows: Floats, budget: float) -> tuple[int, float] | None:
     probe = rows[np.random.default_rng(0).permutation(len(rows))[:PROBE]]
     step = _search(lambda step: _coded(probe, step) * len(rows) / len(probe) > budget, 1e-5 * largest, 2.5 * largest)
     best: tuple[int, float] | None = None
-    for _ in range(8):
+    for _ in range(8 if budget > 0 else 0):
         size = math.ceil(_coded(rows, step))
         if size <= budget:
             best = size, step
