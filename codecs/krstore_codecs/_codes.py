@@ -6,9 +6,11 @@ gradients pass as if it were not there (Balle et al., "End-to-end optimized imag
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from krstore.codec import PayloadSink
 from krstore.source import Array, Ids, Source, chunks
@@ -39,8 +41,10 @@ def rounded(latents: Tensor, step: float) -> Tensor:
     return latents + (torch.round(latents / step) * step - latents).detach()
 
 
-def encode_all(source: Source, normaliser: Normaliser, encoder: nn.Module, device: str, length: int) -> SpilledRows:
-    """Return the latents (N, length) of all samples."""
+def encode_all(
+    source: Source, normaliser: Normaliser, encoder: Callable[[Tensor], Tensor], device: str, length: int
+) -> SpilledRows:
+    """Return what an encoder makes of grids (n, C, H, W) in [0, 1], (N, length) for all samples."""
     latents = SpilledRows(length)
     with torch.inference_mode():
         for _, features in chunks(source, 1 << 22):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from krstore_codecs._codes import noisy, rounded
 from krstore_codecs._transform import Analysis, RateModel, Synthesis
 from krstore_codecs._transform_plan import Units
 
@@ -36,15 +37,13 @@ class RateDistortion:
         step = self._rate.step.clone()
         with torch.set_grad_enabled(share < self._until):
             y = self._analysis(centred).float() / step
-        rounded = torch.round(y).detach()
-        noise = torch.Generator(y.device).manual_seed(self._seed << 32 | iteration)
-        noisy = y + torch.rand(y.shape, device=y.device, generator=noise) - 0.5
-        coded = noisy if share < NOISE_UNTIL else y + (rounded - y).detach()
+        whole, disturbed = rounded(y, 1.0), noisy(y, 1.0, self._seed, iteration)
+        coded = disturbed if share < NOISE_UNTIL else whole
         decoded = self._synthesis(coded * step).float() - self._units.centre.to(y.device).view(1, -1, 1, 1)
         error = (decoded - centred).square()
-        bits = self._rate(rounded, learn=True) / len(ids)
+        bits = self._rate(whole.detach(), learn=True) / len(ids)
         loss = error.sum() / len(ids) + self._trade * step.square() * bits
         if share < self._until:
-            loss = loss + self._trade * step.square() * self._rate(noisy, learn=False) / len(ids)
+            loss = loss + self._trade * step.square() * self._rate(disturbed, learn=False) / len(ids)
             self._rate.follow(bits.detach())
         return loss, error.mean()

@@ -15,7 +15,6 @@ the entropy coder depends on integers alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -26,8 +25,9 @@ from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
 from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
-from krstore.source import Ids, Source, SourceSpec, SourceStats, chunks
+from krstore.source import Ids, Source, SourceSpec, SourceStats
 from krstore.store.container import MemberReader
+from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
 from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
@@ -152,7 +152,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             WEIGHTS: pack_weights(state, None if quantiser is None else quantiser.steps()),
         }  # fmt: skip
         step = float(rate.step)
-        rows = _transform_all(source, normaliser, begin.units, analysis.to(context.device), step)
+        rows = _transform_all(source, normaliser, begin.units, analysis.to(context.device), context.device, step)
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _fit_to(self, decoder: SharedDecoder, source: Source, context: FitContext) -> FittedTransform:
@@ -190,7 +190,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             loss.iterations = iterations = trainer.planned
             trainer.run()
         step = float(rate.step)
-        rows = _transform_all(source, normaliser, units, analysis, step)
+        rows = _transform_all(source, normaliser, units, analysis, context.device, step)
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _batches(self, source: Source, normaliser: Normaliser, context: FitContext) -> BatchFeed:
@@ -302,16 +302,7 @@ def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
 
 
 def _transform_all(
-    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, step: float
+    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, device: str, step: float
 ) -> SpilledRows:
-    device = analysis.basis.vectors.device
-    rows = SpilledRows(len(analysis.basis.vectors) * math.prod(analysis.tiles.coefficients))
-    with torch.inference_mode():
-        for grids in _grids(source, normaliser, device):
-            rows.append((analysis(units.enter(grids)).flatten(1) / step).cpu().numpy())
-    return rows
-
-
-def _grids(source: Source, normaliser: Normaliser, device: torch.device) -> Iterator[Tensor]:
-    for _, features in chunks(source, 1 << 22):
-        yield normaliser.scale(normaliser.to_grid(features).to(device))
+    length = len(analysis.basis.vectors) * math.prod(analysis.tiles.coefficients)
+    return encode_all(source, normaliser, lambda grids: analysis(units.enter(grids)).flatten(1) / step, device, length)
