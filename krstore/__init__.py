@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from krstore.comparison import compare
     from krstore.errors import KrstoreError
     from krstore.extraction import extract
+    from krstore.memory import Memory
     from krstore.registry import codec_names, get_codec
     from krstore.replay import Replay
     from krstore.store.export import decode, decode_snapshots
@@ -36,6 +37,7 @@ __all__ = [
     "Decoder",
     "Kind",
     "KrstoreError",
+    "Memory",
     "Replay",
     "SnapshotCodec",
     "SnapshotDecoder",
@@ -61,6 +63,7 @@ _HOMES = {
     "Decoder": "krstore.codec",
     "Kind": "krstore.codec",
     "KrstoreError": "krstore.errors",
+    "Memory": "krstore.memory",
     "Replay": "krstore.replay",
     "SnapshotCodec": "krstore.codec",
     "SnapshotDecoder": "krstore.codec",

@@ -190,6 +190,14 @@ class Decoder(ABC):
 
         return as_tensor(self.decode(rows))
 
+    def cache(self, limit: int) -> None:
+        """Keep in memory, up to `limit` bytes, what has been read and entropy-decoded; 0 keeps nothing.
+
+        A decoder that reads blocks hands this on to `krstore.store.blocks.BlockReader.cache`; one that has nothing
+        worth keeping need not define it.
+        """
+        return
+
 
 class SnapshotDecoder(ABC):
     """Decodes the states of an open store."""

@@ -62,6 +62,22 @@ def test_scattered_reads_touch_only_their_blocks() -> None:
     assert sorted(members.touched) == [0, 160, 3960]
 
 
+def test_what_is_cached_is_not_read_again() -> None:
+    """Room for 500 of 1,000 samples: the first 500 are read once, the others each time."""
+    members = Members(1000, 10)
+    reader = BlockReader(members, "latent/x", 1000, unpack)
+    reader.cache(4 * 500)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        ids = rng.permutation(1000)
+        np.testing.assert_array_equal(reader.read(ids), ids)
+    assert np.bincount(members.touched)[::40].tolist() == [1] * 50 + [5] * 50
+    reader.cache(0)
+    members.touched.clear()
+    reader.read(np.arange(20))
+    assert members.touched == [0, 40]
+
+
 def test_damaged_block_is_named() -> None:
     members = Members(10, 4)
     members.members["latent/x"] = members.members["latent/x"][:-1] + b"\xff"

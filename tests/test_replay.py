@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import krstore
-from krstore.errors import UsageError
-from krstore.replay import Replay
+from krstore.errors import CorruptStoreError, UsageError
+from krstore.replay import BALANCES, Replay
 from krstore.testing import ArraySource, example_source
 
 SAMPLES = 103
@@ -174,3 +179,149 @@ def test_a_neural_stores_batches_are_to_train_on(tmp_path: Path) -> None:
     torch.nn.functional.cross_entropy(network(x), y % 3).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     x.mul_(2)
+
+
+# order
+
+
+def test_classes_take_turns(store: krstore.Store) -> None:
+    """103 samples of three classes, rarer ones more than once: each three in a row have every class."""
+    replay = store.replay(batch_size=3, balance="classes")
+    batches = [y.tolist() for _, y in replay]
+    assert all(sorted(batch) == [-3, 5, 1000] for batch in batches[:-1])
+    assert sum(map(len, batches)) == SAMPLES
+    missed = set(range(SAMPLES)) - set(ids_of(replay))
+    values, counts = np.unique(LABELS, return_counts=True)
+    assert {LABELS[i] for i in missed} <= set(values[counts > SAMPLES / 3].tolist())
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_processes_share_an_epoch(store: krstore.Store, balance: str, world: int) -> None:
+    shares = [ids_of(store.replay(balance=balance, rank=rank, world_size=world)) for rank in range(world)]
+    assert {len(share) for share in shares} == {-(-SAMPLES // world)}
+    together = np.stack([np.array(share) for share in shares], axis=1).reshape(-1)
+    whole = ids_of(store.replay(balance=balance))
+    np.testing.assert_array_equal(together[:SAMPLES], whole)
+    assert store.replay(rank=0, world_size=world, batch_size=10).batches == math.ceil(len(shares[0]) / 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"balance": "fair"}, "unknown balance 'fair'"),
+        ({"balance": "classes", "shuffle": False}, "draws at random; it needs shuffle=True"),
+        ({"rank": 2, "world_size": 2}, r"rank=2 is not in 0\.\.1"),
+        ({"rank": 2}, "give rank and world_size together"),
+        ({"prefetch": -1}, "prefetch=-1 is not 0 or more"),
+        ({"cache_bytes": -1}, "cache_bytes=-1 is not 0 or more"),
+    ],
+)
+def test_arguments_out_of_range(store: krstore.Store, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        store.replay(**options)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 7])
+def test_it_goes_on_in_the_middle_of_an_epoch(store: krstore.Store, prefetch: int) -> None:
+    whole, first, rest = (store.replay(batch_size=10, seed=5, prefetch=prefetch) for _ in range(3))
+    expected = [ids_of([batch]) for batch in [*whole, *whole]]
+    stream = first.forever()
+    seen = [ids_of([next(stream)]) for _ in range(15)]
+    stream.close()
+    rest.load_state_dict(first.state_dict())
+    assert seen + [ids_of([batch]) for batch in rest] == expected
+
+
+def test_leaving_an_epoch_begins_the_next(store: krstore.Store) -> None:
+    whole, left = (store.replay(batch_size=10, seed=5) for _ in range(2))
+    list(whole)
+    next(iter(left))
+    assert ids_of(left) == ids_of(whole)
+
+
+def test_any_number_is_taken_from_the_same_sequence(store: krstore.Store) -> None:
+    batches, pieces = store.replay(batch_size=10), store.replay()
+    expected = ids_of([*batches, *batches, *batches])
+    taken = [i for count in (0, 1, 40, 200, 7) for i in ids_of([pieces.take(count)])]
+    assert taken == expected[:248]
+    assert pieces.state_dict() == {"epoch": 2, "offset": 248 - 2 * SAMPLES}
+
+
+def test_endless_batches_need_one(store: krstore.Store) -> None:
+    with pytest.raises(UsageError, match="103 samples do not fill a batch of 200"):
+        next(store.replay(batch_size=200, drop_last=True).forever())
+
+
+@given(share=st.floats(0, 0.9), size=st.integers(1, 40), prefetch=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_old_samples_join_new_ones(share: float, size: int, prefetch: int) -> None:
+    replay = krstore.Replay(Memoryless(), prefetch=prefetch)
+    new = [(torch.full((size, 4), -1.0), torch.full((size,), 77)) for _ in range(6)]
+    mixed = list(replay.mix(iter(new), share))
+    old = sum(int(batch.replayed.sum()) for batch in mixed)
+    assert old == pytest.approx(6 * size * share / (1 - share), abs=1)
+    for x, y, replayed in mixed:
+        assert len(x) == len(y) == len(replayed)
+        assert (y[~replayed] == 77).all()
+        assert len(y) - int(replayed.sum()) == size
+        np.testing.assert_array_equal(x[replayed][:, 0].long(), y[replayed])
+    assert replay.state_dict()["epoch"] * 9 + replay.state_dict()["offset"] == old
+
+
+class Memoryless:
+    """Nine samples, each filled with its label."""
+
+    path = Path("nowhere")
+    labels = np.arange(9)
+    store_of = None
+
+    def __len__(self) -> int:
+        return 9
+
+    def decode_tensor(self, rows: Any) -> torch.Tensor:
+        return torch.from_numpy(rows).float()[:, None].expand(-1, 4)
+
+    def cache(self, limit: int) -> None:
+        return
+
+
+def test_shares_that_mix_nothing(store: krstore.Store) -> None:
+    for share in (-0.1, 1.0):
+        with pytest.raises(UsageError, match=r"is not in 0\.\.1"):
+            next(store.replay().mix([], share))
+
+
+def test_no_thread_is_left_behind(store: krstore.Store) -> None:
+    before = threading.active_count()
+    for batch in store.replay(batch_size=10, prefetch=4):
+        assert len(batch[0]) == 10
+        break
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_errors_of_the_thread_reach_the_loop(tmp_path: Path) -> None:
+    store = krstore.encode(SOURCE, tmp_path / "x.krs", "raw", device="cpu")
+    data = bytearray(store.path.read_bytes())
+    at = data.find(b"latent/samples") + 60
+    data[at] ^= 255
+    store.path.write_bytes(data)
+    with pytest.raises(CorruptStoreError, match="does not match its checksum"):
+        list(krstore.open(store.path).replay(batch_size=10))
+
+
+@pytest.mark.parametrize("codec", ["raw", "pq", "transform", "autoencoder"])
+def test_the_cache_changes_nothing_but_the_reading(tmp_path: Path, codec: str) -> None:
+    options: dict[str, Any] = {} if codec == "raw" else {"ratio": 8.0}
+    if codec == "autoencoder":
+        options["settings"] = {"iterations": 3}
+    if codec == "transform":
+        options["preset"] = "linear"
+    path = krstore.encode(example_source(400), tmp_path / "x.krs", codec, device="cpu", **options).path
+    epochs = {}
+    for limit in (0, 3000, 1 << 30):
+        replay = krstore.open(path, device="cpu").replay(batch_size=64, cache_bytes=limit)
+        epochs[limit] = torch.cat([x for _ in range(2) for x, _ in replay])
+    assert torch.equal(epochs[0], epochs[3000])
+    assert torch.equal(epochs[0], epochs[1 << 30])

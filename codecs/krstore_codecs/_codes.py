@@ -77,3 +77,7 @@ class CodeReader:
     def read(self, rows: Ids) -> Array:
         """Return the latents (len(rows), L) of these rows, float32."""
         return np.asarray(self._integers.read(rows).astype(np.float32) * self._step)
+
+    def cache(self, limit: int) -> None:
+        """See `krstore.store.blocks.BlockReader.cache`."""
+        self._integers.cache(limit)

@@ -84,6 +84,16 @@ class _Columns:
     tables: list[Table]
     offsets: Integers
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The narrowest signed type that holds every value that the tables and offsets can make."""
+        low, high = int(self.offsets.min(initial=0)), int(self.offsets.max(initial=0))
+        for columns, table in zip(self.members, self.tables, strict=True):
+            own = self.offsets[columns]
+            low = min(low, int(own.min(initial=0)) + table.low)
+            high = max(high, int(own.max(initial=0)) + table.low + len(table.counts) - 1)
+        return np.min_scalar_type(min(low, -high - 1))
+
     def to_bytes(self) -> bytes:
         """Return tables, which of them each column uses, and offsets, the last two as streams with their own tables."""
         used = np.full(len(self.offsets), len(self.members), np.int32)
@@ -170,21 +180,26 @@ class IntegerBlocks:
         self._length = length
         columns = _Columns.from_bytes(payload.read(f"{name}.columns"), length)
         self._members, self._tables, self._offsets = columns.members, columns.tables, columns.offsets
+        self._dtype = columns.dtype
         self._blocks = BlockReader(payload, name, samples, self._unpack)
 
     def read(self, rows: Ids) -> Integers:
-        """Return the integers (len(rows), L) of these rows."""
+        """Return the integers (len(rows), L) of these rows, in the narrowest signed type that holds them all."""
         return self._blocks.read(rows)
 
+    def cache(self, limit: int) -> None:
+        """See `krstore.store.blocks.BlockReader.cache`."""
+        self._blocks.cache(limit)
+
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
-        out = np.zeros((sum(samples), self._length), np.int32)
+        out = np.zeros((sum(samples), self._length), self._dtype)
         if self._offsets.any():
-            out += self._offsets
+            out += self._offsets.astype(self._dtype)
         start = 0
         for data, count in zip(blocks, samples, strict=True):
             runs = decode_runs(data, [count * len(columns) for columns in self._members], self._tables)
             for columns, run in zip(self._members, runs, strict=True):
-                out[start : start + count, columns] += run.reshape(count, len(columns))
+                out[start : start + count, columns] += run.reshape(count, len(columns)).astype(self._dtype)
             start += count
         return out
 

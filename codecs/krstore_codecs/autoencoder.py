@@ -11,7 +11,6 @@ and entropy-coded, and so are the decoder's weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -218,17 +217,19 @@ class _AutoencoderDecoder(NeuralDecoder):
             lambda: build_decoder(sizes.decoder), {"": WEIGHTS}, payload, quantised=quantised, device=self.device
         )
         length = sizes.decoder.width
-        self._latents: Callable[[Ids], Array]
+        self._latents: CodeReader | BlockReader
         if quantised:
-            self._latents = CodeReader(payload, context.kept, length).read
+            self._latents = CodeReader(payload, context.kept, length)
         else:
-            floats = BlockReader(
+            self._latents = BlockReader(
                 payload, LATENTS, context.kept, lambda blocks, samples: _floats(blocks, samples, length)
             )
-            self._latents = floats.read
+
+    def cache(self, limit: int) -> None:
+        self._latents.cache(limit)
 
     def grids(self, rows: Ids) -> Tensor:
-        return torch.as_tensor(self._network(torch.from_numpy(self._latents(rows)).to(self.device)))
+        return torch.as_tensor(self._network(torch.from_numpy(self._latents.read(rows)).to(self.device)))
 
 
 def _floats(blocks: list[bytes], samples: list[int], length: int) -> Array:

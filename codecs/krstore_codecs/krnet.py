@@ -283,6 +283,10 @@ class _KRNetDecoder(NeuralDecoder):
         )
         self._codes = CodeReader(payload, context.kept, sizes.latent) if sizes.latent else None
 
+    def cache(self, limit: int) -> None:
+        if self._codes is not None:
+            self._codes.cache(limit)
+
     def grids(self, rows: Ids) -> Tensor:
         group, local = (torch.from_numpy(v[rows]).to(self.device) for v in (self._groups.group, self._groups.local))
         codes = None if self._codes is None else torch.from_numpy(self._codes.read(rows)).to(self.device)

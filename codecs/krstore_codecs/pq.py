@@ -207,10 +207,13 @@ class _PQDecoder(Decoder):
             out[start : start + 1024] = cast(values, out.dtype)
         return out
 
+    def cache(self, limit: int) -> None:
+        self._blocks.cache(limit)
+
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
         m, bits = self._setting.subvectors, self._setting.bits
         weights = (1 << np.arange(bits)).astype(np.uint16)
-        out = np.empty((sum(samples), self._positions, m), np.uint16)
+        out = np.empty((sum(samples), self._positions, m), np.uint8 if bits <= 8 else np.uint16)
         start = 0
         for data, count in zip(blocks, samples, strict=True):
             need = count * self._positions * m * bits

@@ -92,6 +92,9 @@ class _RawDecoder(Decoder):
     def decode(self, rows: Ids) -> Array:
         return self._blocks.read(rows)
 
+    def cache(self, limit: int) -> None:
+        self._blocks.cache(limit)
+
     def _unpack(self, blocks: list[bytes], samples: list[int]) -> Array:
         try:
             words = _unpack_words(blocks, [n * self._elements for n in samples], self._dtype.itemsize)

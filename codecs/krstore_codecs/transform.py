@@ -250,6 +250,9 @@ class _TransformDecoder(NeuralDecoder):
         span = torch.from_numpy(self.normaliser.span)
         self._unit = torch.where(span > 0, sizes.unit / span, 0).to(self.device).view(1, -1, 1, 1)
 
+    def cache(self, limit: int) -> None:
+        self._integers.cache(limit)
+
     def grids(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
         laid = self._synthesis.network(integers.reshape(-1, *self._shape) * self._synthesis.step)

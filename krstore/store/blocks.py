@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krstore.errors import CorruptStoreError, KrstoreError
 from krstore.source import Array, Ids
@@ -113,6 +115,34 @@ class BlockBytes:
         return data
 
 
+class _Cache:
+    """The unpacked rows of the first samples, as many as a number of bytes holds; those that have been read."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._lock = limit, threading.Lock()
+        self.values: Array = np.empty(0)
+        self._filled = np.zeros(0, bool)
+
+    def has(self, ids: Ids) -> NDArray[np.bool_]:
+        """Return which of these samples (n,) are there."""
+        known = ids < len(self._filled)
+        known[known] = self._filled[ids[known]]
+        return known
+
+    def add(self, ids: Ids, rows: Array, samples: int) -> None:
+        """Keep those of these rows (n, ...) that there is room for; `samples` is how many there can be in all."""
+        if not self._limit or not len(rows):
+            return
+        with self._lock:
+            if not len(self._filled):
+                room = min(samples, self._limit // max(1, rows[0].nbytes))
+                self.values = np.empty((room, *rows.shape[1:]), rows.dtype)
+                self._filled = np.zeros(room, bool)
+        inside = ids < len(self._filled)
+        self.values[ids[inside]] = rows[inside]
+        self._filled[ids[inside]] = True
+
+
 class BlockReader:
     """Decodes the samples of given IDs out of a block sequence, touching only their blocks.
 
@@ -127,17 +157,38 @@ class BlockReader:
     ) -> None:
         self._blocks = BlockBytes(payload, name, samples)
         self._unpack = unpack
+        self._samples, self._cache = samples, _Cache(0)
+
+    def cache(self, limit: int) -> None:
+        """Keep what is unpacked from here on, up to `limit` bytes; forget what was kept before."""
+        self._cache = _Cache(limit)
 
     def read(self, ids: Ids) -> Array:
         """Return what was stored for these samples (len(ids), ...), in this order."""
-        numbers, within = np.divmod(ids, self._blocks.per_block)
+        cache = self._cache
+        known = cache.has(ids)
+        if len(ids) and known.all():
+            return cache.values[ids]
+        fresh = self._unpacked(ids[~known], cache)
+        if not known.any():
+            return fresh
+        values = np.empty((len(ids), *fresh.shape[1:]), fresh.dtype)
+        values[known], values[~known] = cache.values[ids[known]], fresh
+        return values
+
+    def _unpacked(self, ids: Ids, cache: _Cache) -> Array:
+        """Unpack the blocks of these samples, offer all of their samples to the cache, and return the wanted ones."""
+        per_block = self._blocks.per_block
+        numbers, within = np.divmod(ids, per_block)
         wanted, place = np.unique(numbers, return_inverse=True)
-        step = max(1, GROUP_SAMPLES // self._blocks.per_block)
+        step = max(1, GROUP_SAMPLES // per_block)
         groups = [wanted[start : start + step] for start in range(0, len(wanted), step)]
         decoded = self._group(groups[0]) if groups else self._group(np.zeros(1, np.int64))[:0]
         if len(groups) > 1:
             decoded = self._rest(decoded, groups)
-        rows = place * self._blocks.per_block + within
+        whole = (wanted[:, None] * per_block + np.arange(per_block)).reshape(-1)
+        cache.add(whole[whole < self._samples], decoded, self._samples)
+        rows = place * per_block + within
         return decoded if np.array_equal(rows, np.arange(len(decoded))) else decoded[rows]
 
     def _rest(self, first: Array, groups: list[Ids]) -> Array:

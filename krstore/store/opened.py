@@ -84,7 +84,7 @@ class StoreFile(ABC, Generic[HeaderT]):
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         self.path = Path(path)
         self.device = device
-        self._container = Container(self.path)
+        self._container = self._open_container()
         try:
             with self._reading():
                 self.header = self._checked_header()
@@ -144,6 +144,9 @@ class StoreFile(ABC, Generic[HeaderT]):
         from krstore.store.verify import check_members
 
         return check_members(self.path, self._container, self.header)
+
+    def _open_container(self) -> Container:
+        return Container(self.path)
 
     @property
     @abstractmethod

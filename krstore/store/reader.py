@@ -148,6 +148,15 @@ class Store(StoreFile[Header]):
         with self._reading():
             return decoder.decode_tensor(rows)
 
+    def cache(self, limit: int) -> None:
+        """Keep up to `limit` bytes of what is read and entropy-decoded from here on; 0 keeps nothing."""
+        self.decoder.cache(limit)
+
+    @property
+    def store_of(self) -> None:
+        """All samples are of one store; see `krstore.replay.Replayable`."""
+        return None
+
     def replay(self, batch_size: int = 128, **options: Any) -> Replay:
         """Return an iterable of (features, labels) batches for a training loop; see `krstore.replay.Replay`."""
         from krstore.replay import Replay

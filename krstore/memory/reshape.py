@@ -1,0 +1,202 @@
+"""Encoding again what a memory holds: all its stores into one, or each into fewer bytes.
+
+What is encoded is what the stores decode to, so a lossy codec loses a little more each time, and a new store's quality
+is told against that. A memory whose stores share a decoder needs no merging: its stores only have to be appended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from krstore.errors import TargetUnreachableError, UsageError
+from krstore.memory.samples import MemorySamples
+from krstore.progress import SILENT, Progress
+from krstore.registry import get_sample_codec
+from krstore.store.reader import Store
+from krstore.store.writer import encode
+
+if TYPE_CHECKING:
+    import torch
+
+    from krstore.memory.manifest import Entry
+    from krstore.memory.memory import Memory
+
+__all__ = ["merge", "shrink"]
+
+ENTRY_SLACK = 400  # bytes by which an entry of the manifest may grow
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """How samples are encoded again; see `krstore.store.writer.encode`."""
+
+    memory: Memory
+    codec: str
+    preset: str | None
+    settings: Mapping[str, Any] | None
+    seed: int
+    task_model: torch.nn.Module | None
+    progress: Progress
+
+    def encode(self, entries: list[Entry], folder: Path, decoder: Store | None = None, **target: Any) -> Store:
+        """Encode what these entries replay into a file named after all that it depends on; resumes, or finds it."""
+        known = {
+            entry.sha256: store for entry, store in zip(self.memory.manifest.stores, self.memory.stores, strict=True)
+        }
+        samples = MemorySamples(self.memory.path, [known[e.sha256] for e in entries], [e.dropped for e in entries])
+        shared = None if decoder is None else decoder.shared_decoder().sha256
+        identity = msgspec.json.encode([entries, self.codec, self.preset, self.settings, self.seed, shared, target])
+        output = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.krs"
+        if output.exists():
+            return Store(output)
+        return encode(
+            samples, output, self.codec, preset=self.preset, settings=self.settings, device=self.memory.device,
+            seed=self.seed, resume=True, task_model=self.task_model, decoder=decoder, progress=self.progress, **target,
+        )  # fmt: skip
+
+
+def merge(
+    memory: Memory,
+    codec: str | None = None,
+    *,
+    ratio: float | None = None,
+    max_bytes: int | None = None,
+    max_mse: float | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    task_model: torch.nn.Module | None = None,
+    progress: Progress = SILENT,
+) -> Entry:
+    """Encode all samples of a memory into one store, which takes the others' place; an interrupted call is taken up.
+
+    With codec krnet this is the self-taught update of the KRNet paper, Sec. III-C: a new network is fitted to what the
+    old one recites and what came since.
+
+    Args:
+        memory: where.
+        codec: default the one that most of the samples are in.
+        ratio, max_bytes, max_mse: the target; default at most the bytes that the samples take now.
+        preset, settings, seed, task_model, progress: see `krstore.encode`.
+
+    Returns:
+        the new store's entry; the old one's where there is a single store and nothing to change.
+
+    Raises:
+        UsageError: the memory is empty.
+        TargetUnreachableError: the codec cannot honour the target; nothing is changed.
+    """
+    entries = list(memory.manifest.stores)
+    total = _check_samples(memory)
+    asked = {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse}
+    target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    chosen = codec or Counter({e.codec: e.samples for e in entries}).most_common(1)[0][0]
+    if len(entries) == 1 and not (entries[0].dropped or target or preset or settings) and chosen == entries[0].codec:
+        return entries[0]
+    if not target and not get_sample_codec(chosen).lossless:
+        stored = sum(sum(entry.classes.values()) for entry in entries)
+        target = {"max_bytes": (memory.bytes - memory.manifest_bytes) * total // stored}
+    encoder = _Encoder(
+        memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=task_model,
+        progress=progress,
+    )  # fmt: skip
+    with memory.working("merge") as folder:
+        store = encoder.encode(entries, folder, **target)
+        return memory.replace(entries, [store])[0]
+
+
+def shrink(
+    memory: Memory,
+    budget: int,
+    codec: str | None = None,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> None:
+    """Encode every store of a memory again, so that the whole memory takes at most `budget` bytes.
+
+    Stores shrink in proportion. Those that share a decoder keep it; the others' get smaller with them. An interrupted
+    call is taken up. Nothing is done where the memory is small enough.
+
+    Args:
+        memory: where.
+        budget: bytes of all its files.
+        codec: default each store's own.
+        preset, settings, seed, progress: see `krstore.encode`.
+
+    Raises:
+        UsageError: the memory is empty, or a store is lossless and no other codec is named.
+        TargetUnreachableError: a codec cannot honour its share of the budget; nothing is changed.
+    """
+    if memory.bytes <= budget:
+        return
+    _check_samples(memory)
+    entries = list(memory.manifest.stores)
+    kept = _shared_networks(memory) if codec is None else {}
+    fixed = memory.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
+    sizes = {entry.sha256: _own_bytes(memory, entry, kept) * entry.samples for entry in entries}
+    weights = {entry.sha256: sizes[entry.sha256] / sum(entry.classes.values()) for entry in entries}
+    if budget <= fixed:
+        raise TargetUnreachableError(
+            f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
+            "name a codec to encode without the shared decoder, or a larger budget"
+        )
+    with memory.working("shrink") as folder:
+        shrunk = []
+        for entry, store in zip(entries, memory.stores, strict=True):
+            chosen = codec or entry.codec
+            if get_sample_codec(chosen).lossless:
+                raise UsageError(
+                    f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
+                )
+            decoder = store if kept.keys() & set(entry.networks.values()) else None
+            share = (budget - fixed) * weights[entry.sha256] / sum(weights.values())
+            share += sum(kept[network] for network in entry.networks.values() if network in kept)
+            encoder = _Encoder(
+                memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=None,
+                progress=progress,
+            )  # fmt: skip
+            with _naming(entry):
+                shrunk.append(encoder.encode([entry], folder, decoder, max_bytes=int(share)))
+        memory.replace(entries, shrunk)
+
+
+def _check_samples(memory: Memory) -> int:
+    if not len(memory):
+        raise UsageError(f"the memory {memory.path} is empty; append stores to it first")
+    return len(memory)
+
+
+def _shared_networks(memory: Memory) -> dict[str, int]:
+    """Return the size, by hash, of each network that several stores decode with and can go on decoding with."""
+    users = Counter(
+        network
+        for entry in memory.manifest.stores
+        if get_sample_codec(entry.codec).shares_decoder
+        for network in set(entry.networks.values())
+    )
+    return {network: memory.network_bytes(network) for network, count in users.items() if count > 1}
+
+
+def _own_bytes(memory: Memory, entry: Entry, kept: Mapping[str, int]) -> int:
+    return entry.bytes + sum(
+        memory.network_bytes(network) for network in entry.networks.values() if network not in kept
+    )
+
+
+@contextlib.contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    try:
+        yield
+    except TargetUnreachableError as error:
+        raise TargetUnreachableError(f"store {entry.name} of {entry.samples} samples: {error}") from error

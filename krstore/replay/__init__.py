@@ -1,0 +1,6 @@
+"""Replay: a store or a memory as the source of (feature, label) batches in a PyTorch training loop."""
+
+from krstore.replay.batches import CACHE_BYTES, MixedBatch, Replay, Replayable
+from krstore.replay.order import BALANCES
+
+__all__ = ["BALANCES", "CACHE_BYTES", "MixedBatch", "Replay", "Replayable"]

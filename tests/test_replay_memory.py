@@ -1,0 +1,377 @@
+"""The replay memory: what it holds, its bytes, and that neither a kill nor another process can spoil it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import krstore
+from krstore import Memory
+from krstore.errors import CorruptStoreError, KrstoreError, OutputError, TargetUnreachableError, UsageError
+from krstore.memory.manifest import MANIFEST
+from krstore.testing import ArraySource, example_source
+
+SHAPE = (8, 8, 8)
+
+
+def raw_store(folder: Path, number: int, samples: int = 20, labels: Any = None) -> Path:
+    """A raw store every element of whose samples is `number`, by default of class `number`; made once."""
+    if (folder / f"{number}.krs").exists():
+        return folder / f"{number}.krs"
+    features = np.full((samples, 4), number, np.float32)
+    labels = np.full(samples, number) if labels is None else np.asarray(labels)
+    return krstore.encode(ArraySource(features, labels), folder / f"{number}.krs", "raw").path
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Memory:
+    return Memory.create(tmp_path / "memory", device="cpu")
+
+
+@pytest.fixture
+def sharing(tmp_path: Path) -> list[krstore.Store]:
+    """Two stores with one decoder."""
+    first = krstore.encode(example_source(300, SHAPE), tmp_path / "a.krs", ratio=30, preset="linear", device="cpu")
+    second = krstore.encode(
+        example_source(200, SHAPE, seed=1), tmp_path / "b.krs", ratio=30, preset="linear", decoder=first, device="cpu"
+    )
+    return [first, second]
+
+
+def files(memory: Memory) -> set[str]:
+    """The memory's files, the lock excepted."""
+    found = (file.relative_to(memory.path).as_posix() for file in memory.path.rglob("*") if file.is_file())
+    return set(found) - {"lock"}
+
+
+def size_on_disk(memory: Memory) -> int:
+    return sum((memory.path / file).stat().st_size for file in files(memory))
+
+
+def test_an_empty_memory(memory: Memory) -> None:
+    assert (len(memory), memory.classes, memory.stores) == (0, {}, [])
+    assert memory.bytes == size_on_disk(memory)
+    assert Memory(memory.path).manifest == memory.manifest
+    for use in (lambda: memory.samples, lambda: memory.replay(), lambda: memory.merge()):
+        with pytest.raises(UsageError, match="is empty; append stores to it first"):
+            use()
+
+
+def test_a_memory_begins_in_a_new_folder(tmp_path: Path, memory: Memory) -> None:
+    with pytest.raises(OutputError, match="is not empty"):
+        Memory.create(memory.path)
+    with pytest.raises(OutputError, match="cannot be made"):
+        Memory.create(tmp_path / "no" / "such")
+    with pytest.raises(UsageError, match="is no memory: it has no manifest"):
+        Memory(tmp_path)
+
+
+def test_what_is_appended_is_there(memory: Memory, sharing: list[krstore.Store]) -> None:
+    expected = np.concatenate([store.read(slice(None)) for store in sharing])
+    labels = np.concatenate([store.labels for store in sharing])  # type: ignore[arg-type]
+    memory.append(sharing[0])
+    memory.append(sharing[1].path)
+    for own in (memory, Memory(memory.path, device="cpu"), pickle.loads(pickle.dumps(memory))):
+        assert len(own) == 500
+        assert own.classes == dict(sorted(Counter(labels.tolist()).items()))
+        np.testing.assert_array_equal(own.samples.read(np.arange(500)), expected)
+        ids = np.random.default_rng(0).integers(0, 500, 300)
+        np.testing.assert_array_equal(own.samples.read(ids), expected[ids])
+        np.testing.assert_array_equal(own.samples.labels, labels)
+        np.testing.assert_array_equal(own.samples.store_of, np.repeat([0, 1], [300, 200]))
+        own.verify()
+
+
+def test_a_shared_decoder_is_kept_and_counted_once(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    assert len(list((memory.path / "networks").iterdir())) == 1
+    assert memory.bytes == size_on_disk(memory)
+    weights = sharing[0].header.members["payload/network/weights"].bytes
+    assert sum(store.bytes.file for store in sharing) - weights - 200 < memory.bytes
+    assert memory.bytes < sum(store.bytes.file for store in sharing) - weights + 1200
+    for mine, given in zip(memory.stores, sharing, strict=True):
+        assert (mine.bytes.network, mine.bytes.latent) == (given.bytes.network, given.bytes.latent)
+
+
+def test_appending_a_store_again_changes_nothing(memory: Memory, tmp_path: Path) -> None:
+    path = raw_store(tmp_path, 1)
+    memory.append(path)
+    before = files(memory)
+    assert memory.append(path) == list(memory.manifest.stores)
+    assert files(memory) == before
+    assert len(memory) == 20
+
+
+def test_all_stores_are_appended_or_none(memory: Memory, tmp_path: Path) -> None:
+    good, bad = raw_store(tmp_path, 1), raw_store(tmp_path, 2)
+    bad.write_bytes(bad.read_bytes().replace(b"payload", b"payloaf"))
+    with pytest.raises(CorruptStoreError):
+        memory.append(good, bad)
+    assert len(Memory(memory.path)) == 0
+
+
+def test_stores_that_do_not_belong(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    before = files(memory)
+    other = krstore.encode(example_source(30), tmp_path / "other.krs", "raw")
+    with pytest.raises(UsageError, match=r"other.krs holds samples of \(6, 4, 4\) float32; those of .* have \(4,\)"):
+        memory.append(other)
+    unlabelled = krstore.encode(ArraySource(np.ones((9, 4), np.float32)), tmp_path / "no.krs", "raw")
+    with pytest.raises(UsageError, match=r"no.krs has no labels"):
+        memory.append(unlabelled)
+    damaged = raw_store(tmp_path, 3)
+    data = bytearray(damaged.read_bytes())
+    data[60] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(CorruptStoreError):
+        memory.append(damaged)
+    assert files(memory) == before
+
+
+def test_dropped_classes_are_replayed_no_more(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2, labels=[2] * 15 + [3] * 5))
+    before = memory.bytes
+    assert memory.drop([1]) > 0
+    assert memory.bytes < before
+    assert len(memory.manifest.stores) == 1
+    assert memory.drop([3]) < 0  # the manifest says so
+    assert memory.classes == {2: 15}
+    assert memory.samples.labels.tolist() == [2] * 15
+    with pytest.raises(UsageError, match=r"class 3 is not in .*; it has \[2\]"):
+        memory.drop([3])
+    memory.merge()
+    assert (memory.classes, memory.manifest.stores[0].classes) == ({2: 15}, {2: 15})
+    memory.drop([2])
+    assert len(memory) == 0
+    assert files(memory) == {MANIFEST}
+
+
+def test_merged_stores_are_one(memory: Memory, tmp_path: Path) -> None:
+    memory.append(*(raw_store(tmp_path, number) for number in range(3)))
+    expected = memory.samples.read(np.arange(60))
+    entry = memory.merge()
+    assert memory.manifest.stores == (entry,)
+    np.testing.assert_array_equal(memory.samples.read(np.arange(60)), expected)
+    assert len(files(memory)) == 2
+    assert memory.merge() == entry
+
+
+def test_merging_a_krnet_is_self_taught(memory: Memory, tmp_path: Path) -> None:
+    """Its own recitation, not the features it was made from, goes into the new network, beside what is new."""
+    old, new = example_source(60), example_source(30, seed=1)
+    first = krstore.encode(old, tmp_path / "k.krs", "krnet", ratio=1.0, settings={"iterations": 3}, device="cpu")
+    memory.append(first, krstore.encode(new, tmp_path / "r.krs", "raw"))
+    taught = np.concatenate([first.read(slice(None)), new.features])
+    memory.merge("krnet", ratio=1.0, settings={"iterations": 3})
+    (store,) = memory.stores
+    direct = krstore.encode(
+        ArraySource(taught, np.concatenate([old.labels, new.labels])),  # type: ignore[list-item]
+        tmp_path / "d.krs", "krnet", ratio=1.0, settings={"iterations": 3}, device="cpu",
+    )  # fmt: skip
+    assert store.codec == "krnet"
+    np.testing.assert_array_equal(store.read(slice(None)), direct.read(slice(None)))
+
+
+def test_shrinking_keeps_a_shared_decoder(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    networks = memory.manifest.networks
+    budget = memory.bytes * 3 // 4
+    memory.shrink(budget)
+    assert 0.85 * budget < memory.bytes <= budget
+    assert memory.bytes == size_on_disk(memory)
+    assert memory.manifest.networks == networks
+    assert [entry.samples for entry in memory.manifest.stores] == [300, 200]
+    before = memory.manifest
+    memory.shrink(budget)
+    assert memory.manifest == before
+
+
+def test_shrinking_with_another_codec(memory: Memory, tmp_path: Path) -> None:
+    sources = [example_source(200, SHAPE, seed=seed) for seed in (0, 1)]
+    memory.append(*(krstore.encode(s, tmp_path / f"{n}.krs", "raw") for n, s in enumerate(sources)))
+    with pytest.raises(UsageError, match="lossless codec raw; name another"):
+        memory.shrink(30_000)
+    memory.shrink(30_000, "transform", preset="linear")
+    assert memory.bytes <= 30_000
+    assert [entry.codec for entry in memory.manifest.stores] == ["transform", "transform"]
+
+
+def test_a_budget_out_of_reach_changes_nothing(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    before = memory.manifest
+    for budget, message in (
+        (500, "the manifest and what the stores share"),
+        (9000, "store .* of .* samples: transform"),
+    ):
+        with pytest.raises(TargetUnreachableError, match=message):
+            memory.shrink(budget)
+    assert Memory(memory.path).manifest == before
+    memory.verify()
+
+
+def test_an_encode_that_was_finished_is_not_done_twice(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            memory.merge()
+    assert len(list((memory.path / "work").rglob("*.krs"))) == 1
+    monkeypatch.setattr("krstore.memory.reshape.encode", fail)
+    memory.merge()
+    assert not (memory.path / "work").exists()
+    assert len(memory.stores) == 1
+
+
+def test_a_merge_gives_way_to_another_process(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
+    other = Memory(memory.path)
+    encode = krstore.encode
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        other.drop([1])
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr("krstore.memory.reshape.encode", meanwhile)
+    with pytest.raises(KrstoreError, match="changed by another process meanwhile; try again"):
+        memory.merge()
+    assert Memory(memory.path).classes == {2: 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-20], "malformed"),
+        (lambda text: text.replace('"raw"', "7"), "malformed"),
+        (lambda text: text.replace('"sha256": "', '"sha256": "../'), "malformed"),
+        (lambda text: text.replace('"memory_version": 1', '"memory_version": 2'), "version 2 of the format"),
+        (lambda text: json.dumps({**json.loads(text), "stores": 2 * json.loads(text)["stores"]}), "stands twice"),
+    ],
+)
+def test_hostile_manifests(memory: Memory, tmp_path: Path, change: Any, message: str) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    manifest = memory.path / MANIFEST
+    manifest.write_text(change(manifest.read_text()))
+    with pytest.raises(CorruptStoreError, match=message):
+        Memory(memory.path)
+
+
+def test_damage_is_found_and_named(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    (network,) = (memory.path / "networks").iterdir()
+    data = network.read_bytes()
+    network.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CorruptStoreError, match=network.name):
+        Memory(memory.path).verify()
+    with pytest.raises(CorruptStoreError, match="does not match"):
+        Memory(memory.path, device="cpu").samples.read(np.arange(3))
+    network.unlink()
+    with pytest.raises(CorruptStoreError, match="'payload/network/weights' is missing"):
+        Memory(memory.path).verify()
+
+
+# batches
+
+
+def test_replay_of_a_memory(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1, 50), raw_store(tmp_path, 2, 10))
+    replay = memory.replay(batch_size=7)
+    labels = torch.cat([y for _, y in replay])
+    assert Counter(labels.tolist()) == {1: 50, 2: 10}
+    for x, y in replay:
+        np.testing.assert_array_equal(x[:, 0].long(), y)
+    for balance in ("classes", "stores"):
+        balanced = torch.cat([y for _, y in memory.replay(balance=balance)])
+        assert Counter(balanced.tolist()) == {1: 30, 2: 30}
+
+
+def test_workers_replay_a_memory(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    expected = memory.samples.read(np.arange(500))
+    batches = list(DataLoader(memory.replay(), batch_size=64, num_workers=2))
+    np.testing.assert_allclose(torch.cat([x for x, _ in batches]), expected, atol=1e-5)
+
+
+# processes
+
+APPEND = """
+import sys
+from krstore import Memory
+memory = Memory(sys.argv[1])
+print("ready", flush=True)
+for path in sys.argv[2:]:
+    memory.append(path)
+"""
+CYCLE = """
+import itertools, sys, torch
+from krstore import Memory
+from krstore.memory.reshape import merge
+memory = Memory(sys.argv[1])
+print("ready", flush=True)
+for turn in itertools.count():
+    memory.append(*sys.argv[2:])
+    memory.merge()
+    memory.drop([1])
+    memory.drop([2])
+"""
+
+
+def python(script: str, *arguments: object) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_that_append_at_once_lose_nothing(memory: Memory, tmp_path: Path) -> None:
+    paths = [raw_store(tmp_path, number) for number in range(24)]
+    with (
+        python(APPEND, memory.path, *paths[::3]) as first,
+        python(APPEND, memory.path, *paths[1::3]) as second,
+        python(APPEND, memory.path, *paths[2::3]) as third,
+    ):
+        assert [process.wait(60) for process in (first, second, third)] == [0, 0, 0]
+    memory.reload()
+    assert memory.classes == dict.fromkeys(range(24), 20)
+    assert memory.manifest.generation == 24
+    memory.verify()
+    assert memory.bytes == size_on_disk(memory)
+
+
+def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> None:
+    """Appending, merging and dropping go round, and are killed at random instants; each time all is in order."""
+    paths = [raw_store(tmp_path, number) for number in (1, 2)]
+    both = ((1, 20), (2, 20))
+    rng, seen = random.Random(0), set()
+    for turn in range(12):
+        memory = Memory.create(tmp_path / f"memory{turn}")
+        with python(CYCLE, memory.path, *paths) as process:
+            time.sleep(rng.uniform(0, 0.1))
+            process.kill()
+        memory.reload()
+        memory.verify()
+        state = (len(memory.stores), tuple(memory.classes.items()))
+        assert state in {(0, ()), (2, both), (1, both), (1, ((2, 20),))}
+        seen.add(state)
+        memory.append(raw_store(tmp_path, 3))  # sweeps what the killed one left
+        assert {file for file in files(memory) if not file.startswith("work/")} == {MANIFEST} | {
+            f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores
+        }
+    assert len(seen) > 2
