@@ -67,8 +67,10 @@ def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
 def test_the_command_lines_parse(page: Path) -> None:
     for words in command_lines(page):
         if words != ["--version"]:
-            assert words[0] in COMMANDS
-            COMMANDS[words[0]].make_context(words[0], words[1:])
+            command, rest = COMMANDS[words[0]], words[1:]
+            if hasattr(command, "commands"):
+                command, rest = command.commands[rest[0]], rest[1:]
+            command.make_context(words[0], rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

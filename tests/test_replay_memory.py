@@ -320,15 +320,18 @@ for path in sys.argv[2:]:
     memory.append(path)
 """
 CYCLE = """
-import itertools, sys, torch
+import sys
 from krstore import Memory
 from krstore.memory.reshape import merge
 memory = Memory(sys.argv[1])
 print("ready", flush=True)
-for turn in itertools.count():
+while True:
     memory.append(*sys.argv[2:])
+    print("appended", flush=True)
     memory.merge()
+    print("merged", flush=True)
     memory.drop([1])
+    print("dropped", flush=True)
     memory.drop([2])
 """
 
@@ -363,7 +366,10 @@ def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> No
     for turn in range(12):
         memory = Memory.create(tmp_path / f"memory{turn}")
         with python(CYCLE, memory.path, *paths) as process:
-            time.sleep(rng.uniform(0, 0.1))
+            for _ in range(turn % 4):
+                assert process.stdout is not None
+                process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.02))
             process.kill()
         memory.reload()
         memory.verify()

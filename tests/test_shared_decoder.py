@@ -10,6 +10,7 @@ import pytest
 
 import krstore
 from krstore.errors import TargetUnreachableError, UsageError
+from krstore.progress import SILENT
 from krstore.testing import ArraySource, example_source
 
 
@@ -66,6 +67,29 @@ def test_samples_that_the_decoder_would_clip_are_refused(tmp_path: Path) -> None
     louder = ArraySource(5 * patterns(300, 1).features)
     with pytest.raises(UsageError, match=r"12 of 12 channels leave the range .* Encode without --decoder"):
         krstore.encode(louder, tmp_path / "b.krs", ratio=5, decoder=first, device="cpu")
+
+
+def test_samples_a_little_out_of_range_are_clipped(tmp_path: Path) -> None:
+    first = krstore.encode(patterns(300, 0), tmp_path / "a.krs", ratio=10, settings={"width": 0}, device="cpu")
+    notes = Notes()
+    louder = ArraySource(1.2 * patterns(300, 1).features)
+    store = krstore.encode(louder, tmp_path / "b.krs", ratio=5, decoder=first, device="cpu", progress=notes)
+    assert "what is beyond is clipped" in " ".join(notes.said)
+    assert store.read(slice(None)).max() <= first.read(slice(None)).max() * 1.5
+    assert store.quality.nmse < 0.5
+
+
+class Notes:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+    def task(self, description: str, total: int, unit: str = "samples") -> Any:
+        return SILENT.task(description, total, unit)
 
 
 def test_options_that_contradict_the_decoder_are_refused(tmp_path: Path) -> None:

@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from krstore.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "Device",
     "Force",
     "Json",
+    "MaxBytes",
+    "MaxMse",
     "Output",
+    "Preset",
     "Quiet",
+    "Ratio",
+    "Seed",
+    "Settings",
+    "TaskModel",
+    "TaskWeights",
     "Trust",
     "Verbose",
+    "chosen_target",
     "complete_codec",
+    "load_task_model",
     "option",
     "parse_bytes",
     "parse_classes",
@@ -42,6 +55,14 @@ def option(*names: str, help: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, envvar=f"KRSTORE_{long[2:].replace('-', '_').upper()}", **more)
 
 
+def parse_bytes(text: str) -> int:
+    """Read a size: 500000, 500kB, 5MB (powers of 1000), 5MiB (of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise typer.BadParameter(f"{text!r} is no size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
 Json = Annotated[bool, option("--json", help="Write the result as JSON to stdout.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="Only results and errors.")]
 Verbose = Annotated[
@@ -56,6 +77,26 @@ Trust = Annotated[
     bool, option("--trust", help="Let an HDF5 archive read other files (external links, virtual datasets).")
 ]
 Output = Annotated[Path | None, option("--output", "-o", help="The file to write; default beside the input.")]
+Ratio = Annotated[float | None, option("--ratio", help="Make the file at least this many times smaller.")]
+MaxBytes = Annotated[
+    int | None,
+    option(
+        "--max-bytes", parser=parse_bytes, metavar="SIZE", help="Make the file at most this large: 500000, 500kB, 5MiB."
+    ),
+]
+MaxMse = Annotated[float | None, option("--max-mse", help="Keep the mean squared error at or below this.")]
+Preset = Annotated[str | None, option("--preset", help="A named set of the codec's options.")]
+Settings = Annotated[
+    list[str] | None, option("--set", metavar="KEY=VALUE", help="One option of the codec; may be repeated.")
+]
+Seed = Annotated[int, option("--seed", help="Of everything random: the same seed gives the same result.")]
+TaskModel = Annotated[
+    str | None,
+    option(
+        "--task-model", metavar="PACKAGE.MODULE:FACTORY", help="A network on the features, for codecs that use one."
+    ),
+]
+TaskWeights = Annotated[Path | None, option("--task-weights", help="Its weights, a .safetensors file.")]
 
 
 def complete_codec(incomplete: str) -> list[str]:
@@ -65,12 +106,22 @@ def complete_codec(incomplete: str) -> list[str]:
     return [name for name in codec_names() if name.startswith(incomplete)]
 
 
-def parse_bytes(text: str) -> int:
-    """Read a size: 500000, 500kB, 5MB (powers of 1000), 5MiB (of 1024)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is no size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+def chosen_target(context: typer.Context, **targets: Any) -> dict[str, Any]:
+    """Return the targets without those of the environment when the command line gives one: they exclude each other."""
+    sources = {name: context.get_parameter_source(name) for name in targets}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {name: value for name, value in targets.items() if name in given} if given else targets
+
+
+def load_task_model(factory: str | None, weights: Path | None) -> torch.nn.Module | None:
+    """Return the frozen network that the options name, if any."""
+    if factory is None:
+        if weights is not None:
+            raise UsageError("--task-weights needs --task-model, the network they belong to")
+        return None
+    from krstore.modules import load_module
+
+    return load_module(factory, weights)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
 from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
-from krstore.source import Ids, Source, SourceSpec, SourceStats
+from krstore.source import Ids, Source, SourceSpec
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
@@ -40,7 +40,7 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 __all__ = ["Transform", "TransformConfig"]
 
 COEFFICIENTS, STEP = "latent/coefficients", "network/step"
-SLACK = 0.5  # of a channel's range, by which new samples may leave that of a shared decoder
+SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
 
 
 class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -162,7 +162,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         for name in ("width", "tile", "channels"):
             if getattr(config, name) not in (None, getattr(sizes, name)):
                 raise UsageError(f"{name}={getattr(config, name)}: the decoder given has {name}={getattr(sizes, name)}")
-        _check_range(normaliser, context.stats)
+        _check_range(normaliser, context)
         units = Units(opened.layout, torch.from_numpy(normaliser.span / sizes.unit), synthesis.centre.detach().cpu())
         basis = torch.linalg.pinv(synthesis.basis().detach().cpu().T)
         with torch.random.fork_rng():
@@ -272,18 +272,26 @@ def _as_stored(synthesis: Synthesis, quantiser: WeightQuantiser | None) -> Synth
     return copy
 
 
-def _check_range(normaliser: Normaliser, stats: SourceStats) -> None:
-    """Refuse samples that a decoder would clip: its channels' ranges are those of the samples that it was made for."""
-    slack = SLACK * normaliser.span
-    low, high = normaliser.low - slack, normaliser.low + normaliser.span + slack
-    outside = np.flatnonzero((stats.minimum < low) | (stats.maximum > high))
-    if len(outside):
-        channel = outside[0]
-        raise UsageError(
-            f"{len(outside)} of {len(low)} channels leave the range of the decoder given; channel {channel} reaches "
-            f"{stats.minimum[channel]:.4g} to {stats.maximum[channel]:.4g}, the decoder {normaliser.low[channel]:.4g} "
-            f"to {normaliser.low[channel] + normaliser.span[channel]:.4g}. Encode without --decoder"
-        )
+def _check_range(normaliser: Normaliser, context: FitContext) -> None:
+    """Say which samples a decoder will clip: its channels' ranges are those of the samples that it was made for.
+
+    Raises:
+        UsageError: they leave the ranges so far that they are of another kind.
+    """
+    minimum, maximum = context.stats.minimum, context.stats.maximum
+    low, high = normaliser.low, normaliser.low + normaliser.span
+    clipped = np.flatnonzero((minimum < low) | (maximum > high))
+    if not len(clipped):
+        return
+    beyond = np.maximum(low - minimum, maximum - high) / np.maximum(normaliser.span, normaliser.span.max())
+    worst = int(beyond.argmax())
+    said = (
+        f"{len(clipped)} of {len(low)} channels leave the range of the decoder given; channel {worst} reaches "
+        f"{minimum[worst]:.4g} to {maximum[worst]:.4g}, the decoder {low[worst]:.4g} to {high[worst]:.4g}"
+    )
+    if beyond[worst] > SLACK:
+        raise UsageError(f"{said}. Encode without --decoder")
+    context.progress.note(f"transform: {said}; what is beyond is clipped")
 
 
 def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:

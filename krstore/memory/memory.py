@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from krstore.errors import KrstoreError, OutputError, UsageError
+from krstore.errors import CorruptStoreError, KrstoreError, OutputError, UsageError
 from krstore.memory.manifest import MANIFEST, Entry, Manifest, read_manifest, write_manifest
 from krstore.memory.samples import MemorySamples
 from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
@@ -120,8 +120,18 @@ class Memory:
 
     @functools.cached_property
     def stores(self) -> list[Store]:
-        """The open stores, in the manifest's order."""
-        return [self._open(entry) for entry in self.manifest.stores]
+        """The open stores, in the manifest's order.
+
+        Where another process has removed one since the manifest was read, the manifest is read again.
+        """
+        while True:
+            try:
+                return [self._open(entry) for entry in self.manifest.stores]
+            except (UsageError, CorruptStoreError):
+                newer = read_manifest(self.path)
+                if newer == self.manifest:
+                    raise
+                self._take(newer)
 
     @functools.cached_property
     def samples(self) -> MemorySamples:

@@ -19,6 +19,9 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 
 
 def options(command: Any) -> dict[str, Any]:
+    """Return the long options of a command, or of all commands of a group."""
+    if hasattr(command, "commands"):
+        return {name: p for own in command.commands.values() for name, p in options(own).items()}
     return {opt: p for p in command.params for opt in p.opts if opt.startswith("--") and opt != "--help"}
 
 
@@ -30,7 +33,9 @@ def mentioned(page: str) -> set[str]:
 def test_every_command_has_a_page_that_shows_it_and_names_its_function(name: str) -> None:
     page = (PAGES / f"{name}.md").read_text()
     assert page.startswith(f"# krstore {name}\n")
-    assert f"krstore {name}" in "".join(re.findall(r"```(?:sh|console)\n(.*?)```", page, re.DOTALL))
+    examples = "".join(re.findall(r"```(?:sh|console)\n(.*?)```", page, re.DOTALL))
+    for own in getattr(COMMANDS[name], "commands", [""]):
+        assert f"krstore {name} {own}".strip() in examples
     assert "In Python: `krstore." in page
     assert f"({name}.md)" in (PAGES / "README.md").read_text()
 
@@ -48,15 +53,20 @@ def test_no_page_is_left_over() -> None:
     assert {page.stem for page in PAGES.glob("*.md")} == {*COMMANDS, "README"}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "words", [[name, own] for name in COMMANDS for own in getattr(COMMANDS[name], "commands", [""])], ids=" ".join
+)
 def test_every_help_ends_with_an_example_and_every_option_has_its_variable(
-    name: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([name, "--help"]) == 0
+    words = [word for word in words if word]
+    assert run([*words, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f" Example: krstore {name} " in shown
-    assert set(options(COMMANDS[name])) >= {"--json", "--quiet", "--verbose"}
-    for option in options(COMMANDS[name]):
+    assert f" Example: krstore {' '.join(words)} " in shown
+    command = COMMANDS[words[0]]
+    own = options(command.commands[words[1]] if words[1:] else command)
+    assert set(own) >= {"--json", "--quiet", "--verbose"}
+    for option in own:
         assert f"KRSTORE_{option[2:].replace('-', '_').upper()}" in shown
 
 
