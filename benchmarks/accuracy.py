@@ -22,14 +22,14 @@ import krstore
 from benchmarks._common import Run, archive_facts, main
 from benchmarks.case import Case, nmse
 from benchmarks.images import lossless_bytes
-from benchmarks.methods import CODECS, IMAGES, PEERS
+from benchmarks.methods import CODECS, IMAGES, PEERS, RESTORED
 from krstore.backbones import resnet32_tail
 from krstore.source import Array, Source
 from krstore.testing import example_source
 
 EPOCHS, SEEDS, BATCH = 10, (0, 1, 2), 128
 RATIOS = (50, 100, 180, 256)
-METHODS = {name: method for name, method in (CODECS | PEERS | IMAGES).items() if name not in ("ZFP", "OPQ")}
+METHODS = {name: method for name, method in (RESTORED | CODECS | PEERS | IMAGES).items() if name not in ("ZFP", "OPQ")}
 Labels = NDArray[np.int64]
 
 

@@ -13,7 +13,7 @@ from benchmarks.peers import klt_dct, pca, sz3, zfp
 from krstore.errors import TargetUnreachableError
 from krstore.source import Array
 
-__all__ = ["CODECS", "IMAGES", "PEERS", "Method"]
+__all__ = ["CODECS", "IMAGES", "PEERS", "RESTORED", "Method"]
 
 Method = Callable[[Case, float], Encoded | None]
 """Compresses an archive at a ratio; `None` where it cannot be so small, or is not for such archives."""
@@ -21,7 +21,7 @@ Method = Callable[[Case, float], Encoded | None]
 
 def _store(codec: str, case: Case, ratio: float, **options: Any) -> Encoded | None:
     if case.run.tiny and codec != "pq":
-        options = {"settings": {"iterations": 2}}
+        options = {"settings": {**options.get("settings", {}), "iterations": 2}}
     path = case.run.folder / "x.krs"
     try:
         store = krstore.encode(case.source, path, codec, ratio=ratio, force=True, **options)
@@ -53,6 +53,8 @@ CODECS: dict[str, Method] = {
     "PQ": _codec("pq"),
     "OPQ": _codec("pq", settings={"opq": True}),
 }
+RESTORED: dict[str, Method] = {"transform, restored": _codec("transform", settings={"restore": True})}
+"""Trades error for likeness, and so is judged by accuracy alone."""
 PEERS: dict[str, Method] = {
     "KLT + DCT": _peer(klt_dct),
     "PCA": _peer(pca),

@@ -29,8 +29,9 @@ from krstore.source import Ids, Source, SourceSpec
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
-from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
+from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
 from krstore_codecs._normalise import Normaliser, grid_shape
+from krstore_codecs._restore import Restoration
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
 from krstore_codecs._transform import Analysis, Layout, RateModel, Synthesis, Tiles
 from krstore_codecs._transform_loss import RateDistortion
@@ -39,7 +40,8 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Transform", "TransformConfig"]
 
-COEFFICIENTS, STEP = "latent/coefficients", "network/step"
+COEFFICIENTS, STEP, RESTORE = "latent/coefficients", "network/step", "network/restore"
+RESTORE_SAMPLES = 2048
 SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
 
 
@@ -71,6 +73,9 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
     trade: Annotated[
         float, msgspec.Meta(gt=0, le=1, description="lambda, the error that a bit is worth, in squares of the step")
     ] = 0.08
+    restore: Annotated[
+        bool, msgspec.Meta(description="let each channel vary as the source's does: more error, less of a shift")
+    ] = False
 
 
 class TransformSizes(msgspec.Struct, frozen=True):
@@ -151,8 +156,13 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             SIZES: msgspec.json.encode(sizes), NORMALISER: normaliser.to_bytes(),
             WEIGHTS: pack_weights(state, None if quantiser is None else quantiser.steps()),
         }  # fmt: skip
-        step = float(rate.step)
-        rows = _transform_all(source, normaliser, begin.units, analysis.to(context.device), context.device, step)
+        step, analysis = float(rate.step), analysis.to(context.device)
+        if config.restore:
+            restoration = _restoration(
+                source, normaliser, begin.units, analysis, synthesis.to(context.device), step, context
+            )
+            members[RESTORE] = restoration.to_bytes()
+        rows = _transform_all(source, normaliser, begin.units, analysis, context.device, step)
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _fit_to(self, decoder: SharedDecoder, source: Source, context: FitContext) -> FittedTransform:
@@ -168,7 +178,8 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             analysis = Analysis(basis, sizes.width, opened.tiles).to(context.device)
-        members = {name: decoder.payload.read(name) for name in (SIZES, NORMALISER, WEIGHTS)}
+        shared = [name for name in (SIZES, NORMALISER, WEIGHTS, RESTORE) if name in decoder.payload.names()]
+        members = {name: decoder.payload.read(name) for name in shared}
         target = None
         if context.budget is not None:
             room = context.budget - sum(map(len, members.values())) - FIXED_BYTES
@@ -200,7 +211,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         """Return the config with what was chosen filled in."""
         return msgspec.structs.replace(
             self.config, width=fitted.sizes.width, tile=fitted.sizes.tile, channels=fitted.sizes.channels,
-            weights=fitted.sizes.weights,
+            weights=fitted.sizes.weights, restore=RESTORE in fitted.network,
             iterations=fitted.iterations or self.config.iterations,
         )  # fmt: skip
 
@@ -247,6 +258,9 @@ class _TransformDecoder(NeuralDecoder):
         sizes = self._synthesis.sizes
         self._shape = (sizes.channels, *self._synthesis.tiles.coefficients)
         self._integers = IntegerBlocks(payload, COEFFICIENTS, context.kept, math.prod(self._shape))
+        self._restoration = None
+        if RESTORE in payload.names():
+            self._restoration = Restoration.from_bytes(payload.read(RESTORE), context.spec.channels)
         span = torch.from_numpy(self.normaliser.span)
         self._unit = torch.where(span > 0, sizes.unit / span, 0).to(self.device).view(1, -1, 1, 1)
 
@@ -256,7 +270,8 @@ class _TransformDecoder(NeuralDecoder):
     def grids(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
         laid = self._synthesis.network(integers.reshape(-1, *self._shape) * self._synthesis.step)
-        return self._synthesis.layout.leave(laid) * self._unit
+        grids = self._synthesis.layout.leave(laid) * self._unit
+        return grids if self._restoration is None else self._restoration(grids)
 
 
 def _as_stored(synthesis: Synthesis, quantiser: WeightQuantiser | None) -> Synthesis:
@@ -310,6 +325,24 @@ def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
     ):
         raise CorruptStoreError(f"a transform of sizes {sizes} does not make samples of shape {spec.shape}")
     return sizes
+
+
+def _restoration(
+    source: Source, normaliser: Normaliser, units: Units, analysis: Analysis, synthesis: Synthesis, step: float,
+    context: FitContext,
+) -> Restoration:  # fmt: skip
+    """Return what restores the variance of some random samples, decoded from what is coded of them."""
+    size = min(source.spec.samples, RESTORE_SAMPLES)
+    picked = np.sort(np.random.default_rng(context.seed).permutation(source.spec.samples)[:size])
+    unit = torch.where(units.factor > 0, 1 / units.factor, 0).view(1, -1, 1, 1)
+    wanted, decoded = [], []
+    for ids in np.array_split(picked, -(-size // DECODE_BATCH)):
+        grids = normaliser.scale(normaliser.to_grid(source.read(ids)))
+        with torch.no_grad():
+            coded = torch.round(analysis(units.enter(grids.to(context.device))) / step) * step
+            decoded.append(units.layout.leave(synthesis(coded)).cpu() * unit)
+        wanted.append(grids)
+    return Restoration.of(torch.cat(decoded), torch.cat(wanted))
 
 
 def _transform_all(

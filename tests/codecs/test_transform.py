@@ -21,6 +21,7 @@ from krstore.progress import SILENT
 from krstore.source import scan
 from krstore.testing import ArraySource, example_source
 from krstore_codecs._normalise import Normaliser
+from krstore_codecs._restore import Restoration
 from krstore_codecs._transform import SPEED, Analysis, Layout, RateModel, Synthesis, Tiles
 from krstore_codecs._transform_plan import plan
 from krstore_codecs.transform import Transform
@@ -258,6 +259,37 @@ def test_float32_weights_are_kept_as_they_are(tmp_path: Path) -> None:
     store = encode(tmp_path / "x.krs", example_source(400), ratio=1.5, settings={"weights": "float32", "width": 0})
     channels = store.config["channels"]
     assert store.header.members["payload/network/weights"].bytes == 4 * (6 * channels + 6)
+
+
+@pytest.mark.parametrize("width", [0, 16])
+def test_restored_channels_vary_as_the_sources_do(tmp_path: Path, width: int) -> None:
+    source, settings = rectified(400), {"width": width, "iterations": 100}
+    plain = encode(tmp_path / "a.krs", source, ratio=60, settings=settings)
+    restored = encode(tmp_path / "b.krs", source, ratio=60, settings={**settings, "restore": True})
+    wanted, kept = source.features.std((0, 2, 3)), [s.read(slice(None)).std((0, 2, 3)) for s in (plain, restored)]
+    assert (kept[0] / wanted).mean() < 0.95
+    np.testing.assert_allclose(kept[1], wanted, rtol=0.08)
+    np.testing.assert_allclose(
+        restored.read(slice(None)).mean((0, 2, 3)), source.features.mean((0, 2, 3)), atol=0.02 * source.features.std()
+    )
+    assert plain.quality.nmse < restored.quality.nmse < 1.5 * plain.quality.nmse
+    assert restored.header.members["payload/network/restore"].bytes == 4 * 24
+    assert restored.config["restore"]
+    assert not plain.config["restore"]
+    shared = encode(tmp_path / "c.krs", rectified(300, seed=0), ratio=20, settings={"iterations": 20}, decoder=restored)
+    assert shared.header.members["payload/network/restore"] == restored.header.members["payload/network/restore"]
+
+
+def test_dead_channels_stay_dead_when_others_are_restored(tmp_path: Path) -> None:
+    source = example_source(200, (6, 4, 4))
+    store = encode(tmp_path / "a.krs", source, ratio=8, settings={"width": 0, "restore": True})
+    np.testing.assert_array_equal(store.read(slice(None))[:, 0], source.features[:, 0])
+
+
+@pytest.mark.parametrize("data", [b"", bytes(23), bytes(20), b"\0\x7c" + bytes(22)])
+def test_malformed_scales_are_a_corrupt_store(data: bytes) -> None:
+    with pytest.raises((CorruptStoreError, ValueError)):
+        Restoration.from_bytes(data, 6)
 
 
 def test_presets_and_options_are_whole() -> None:

@@ -18,6 +18,7 @@ __all__ = ["STORES", "integers"]
 
 HERE = Path(__file__).parent
 SAMPLES, EVERY = 240, 16
+RATIOS = {"transform-restored": 24}
 STORES: dict[str, tuple[str, tuple[int, ...], str, dict[str, Any]]] = {
     "transform-net": ("transform", (6, 4, 4), "latent/coefficients", {"width": 8, "iterations": 30}),
     "transform-tiles": ("transform", (4, 8, 8), "latent/coefficients", {"width": 0, "tile": 2}),
@@ -26,6 +27,7 @@ STORES: dict[str, tuple[str, tuple[int, ...], str, dict[str, Any]]] = {
     "transform-long": ("transform", (2, 3, 40), "latent/coefficients", {"width": 0, "tile": 1}),
     "transform-whole": ("transform", (2, 20, 3), "latent/coefficients", {"width": 0, "tile": 1}),
     "transform-vectors": ("transform", (24,), "latent/coefficients", {"width": 4, "iterations": 30}),
+    "transform-restored": ("transform", (6, 4, 4), "latent/coefficients", {"width": 0, "restore": True}),
     "autoencoder": ("autoencoder", (6, 4, 4), "latent/codes", {"latent": 5, "c0": 4, "iterations": 30}),
     "krnet-codes": ("krnet", (6, 4, 4), "latent/codes", {"latent": 3, "c0": 4, "d0": 8, "iterations": 30}),
 }
@@ -59,7 +61,7 @@ def main() -> None:
         sys.exit("golden files are never overwritten; all exist")
     for name, (codec, shape, member, settings) in missing.items():
         path = HERE / f"{name}.krs"
-        store = krstore.encode(example(shape), path, codec, ratio=4, settings=settings, device="cpu")
+        store = krstore.encode(example(shape), path, codec, ratio=RATIOS.get(name, 4), settings=settings, device="cpu")
         np.save(HERE / f"{name}.features.npy", store.read(slice(None, None, EVERY)), allow_pickle=False)
         np.save(HERE / f"{name}.integers.npy", integers(path, member).astype(np.int16), allow_pickle=False)
 

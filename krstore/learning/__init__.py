@@ -1,0 +1,1 @@
+"""Class-incremental learning on one protocol: scenarios, learners, metrics, runs."""
