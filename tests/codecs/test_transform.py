@@ -261,13 +261,19 @@ def test_float32_weights_are_kept_as_they_are(tmp_path: Path) -> None:
     assert store.header.members["payload/network/weights"].bytes == 4 * (6 * channels + 6)
 
 
+def noisy(features: Any) -> Any:
+    """Add to features what cannot be coded in few bytes."""
+    return features + np.random.default_rng(1).random(features.shape, np.float32)
+
+
 @pytest.mark.parametrize("width", [0, 16])
 def test_restored_channels_vary_as_the_sources_do(tmp_path: Path, width: int) -> None:
-    source, settings = rectified(400), {"width": width, "iterations": 100}
+    source, settings = rectified(400), {"width": width, "iterations": 300}
+    source = ArraySource(noisy(source.features), source.labels)
     plain = encode(tmp_path / "a.krs", source, ratio=60, settings=settings)
     restored = encode(tmp_path / "b.krs", source, ratio=60, settings={**settings, "restore": True})
     wanted, kept = source.features.std((0, 2, 3)), [s.read(slice(None)).std((0, 2, 3)) for s in (plain, restored)]
-    assert (kept[0] / wanted).mean() < 0.95
+    assert (kept[0] / wanted).mean() < 0.93
     np.testing.assert_allclose(kept[1], wanted, rtol=0.08)
     np.testing.assert_allclose(
         restored.read(slice(None)).mean((0, 2, 3)), source.features.mean((0, 2, 3)), atol=0.02 * source.features.std()
