@@ -196,7 +196,6 @@ class Decoder(ABC):
         A decoder that reads blocks hands this on to `krstore.store.blocks.BlockReader.cache`; one that has nothing
         worth keeping need not define it.
         """
-        return
 
 
 class SnapshotDecoder(ABC):

@@ -5,9 +5,7 @@ Images and features are streamed in batches; the forward pass stops as soon as t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,14 @@ from krstore.dtypes import cast
 from krstore.errors import ArchiveError, UnknownNameError, UsageError
 from krstore.files import check_target
 from krstore.images import images_identity, open_images
+from krstore.inputs import LAYOUTS, Inputs
 from krstore.modules import load_module, weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.source import Array, Source, SourceSpec, default_channel_axis
-from krstore.tensors import as_array, as_tensor, resolve_device
+from krstore.tensors import as_array, resolve_device
 
 __all__ = ["LAYOUTS", "STORED_DTYPES", "extract"]
 
-LAYOUTS = ("auto", "nhwc", "nchw")
 STORED_DTYPES = ("float32", "float16")
 
 
@@ -93,7 +91,7 @@ def extract(
     source = open_images(
         images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
     )  # fmt: skip
-    inputs = _Inputs.of(source.spec, layout, mean, std)
+    inputs = Inputs.of(source.spec, layout, mean, std)
     network = load_module(model, weights, model_args) if isinstance(model, str) else model.eval()
     layers = [name for name, _ in network.named_modules() if name]
     if layer not in layers:
@@ -132,45 +130,6 @@ def extract(
             archive.append(values, spec, columns)
             task.advance(len(ids))
     return open_archive(output)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """How stored images become a network's input (n, C, H, W)."""
-
-    layout: str
-    divisor: int
-    mean: list[float] | None
-    std: list[float] | None
-
-    @classmethod
-    def of(cls, spec: SourceSpec, layout: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> _Inputs:
-        layout = _resolve_layout(spec, layout)
-        channels = {"nhw": 1, "nhwc": spec.shape[-1], "nchw": spec.shape[0]}[layout]
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and (len(values) not in (1, channels) or not all(map(math.isfinite, values))):
-                raise UsageError(f"{name} {list(values)}: expected 1 or {channels} finite numbers, one a channel")
-        if std is not None and min(std) <= 0:
-            raise UsageError(f"std {list(std)}: expected numbers above 0")
-        return cls(
-            layout, 255 if spec.dtype == "uint8" else 1,
-            None if mean is None else [float(v) for v in mean], None if std is None else [float(v) for v in std],
-        )  # fmt: skip
-
-    def attributes(self) -> dict[str, Any]:
-        return {"input_layout": self.layout, "input_divisor": self.divisor, "mean": self.mean, "std": self.std}
-
-    def normalised(self, images: Array, device: str) -> Tensor:
-        x = as_tensor(images).to(device).float() / self.divisor
-        if self.layout == "nhwc":
-            x = x.permute(0, 3, 1, 2)
-        elif self.layout == "nhw":
-            x = x.unsqueeze(1)
-        if self.mean is not None:
-            x = x - torch.tensor(self.mean, device=device).view(-1, 1, 1)
-        if self.std is not None:
-            x = x / torch.tensor(self.std, device=device).view(-1, 1, 1)
-        return x.contiguous()
 
 
 class _Reached(BaseException):
@@ -226,22 +185,6 @@ def _check_options(output: Path, dtype: str, batch_size: int) -> None:
         raise UnknownNameError("dtype", dtype, STORED_DTYPES)
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size}; expected at least 1")
-
-
-def _resolve_layout(spec: SourceSpec, layout: str) -> str:
-    if layout not in LAYOUTS:
-        raise UnknownNameError("layout", layout, LAYOUTS)
-    shape = spec.shape
-    if len(shape) == 2 and layout == "auto":
-        return "nhw"
-    if len(shape) != 3:
-        raise UsageError(f"images of shape {shape}; expected (H, W, C), (C, H, W) or (H, W)")
-    if layout != "auto":
-        return layout
-    last, first = shape[2] in (1, 3, 4), shape[0] in (1, 3, 4)
-    if last == first and spec.channel_axis != 2:
-        raise UsageError(f"images of shape {shape} do not tell where their channels are; say layout nhwc or nchw")
-    return "nhwc" if last or spec.channel_axis == 2 else "nchw"
 
 
 def _check_features(features: Tensor, ids: Array) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from krstore.errors import TargetUnreachableError, UsageError
+from krstore.errors import TargetUnreachableError, UnknownNameError, UsageError
 from krstore.memory.samples import MemorySamples
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
@@ -67,6 +67,7 @@ def merge(
     memory: Memory,
     codec: str | None = None,
     *,
+    names: Sequence[str] | None = None,
     ratio: float | None = None,
     max_bytes: int | None = None,
     max_mse: float | None = None,
@@ -76,7 +77,7 @@ def merge(
     task_model: torch.nn.Module | None = None,
     progress: Progress = SILENT,
 ) -> Entry:
-    """Encode all samples of a memory into one store, which takes the others' place; an interrupted call is taken up.
+    """Encode samples of a memory into one store, which takes their stores' place; an interrupted call is taken up.
 
     With codec krnet this is the self-taught update of the KRNet paper, Sec. III-C: a new network is fitted to what the
     old one recites and what came since.
@@ -84,6 +85,7 @@ def merge(
     Args:
         memory: where.
         codec: default the one that most of the samples are in.
+        names: of the stores to merge; default all.
         ratio, max_bytes, max_mse: the target; default at most the bytes that the samples take now.
         preset, settings, seed, task_model, progress: see `krstore.encode`.
 
@@ -91,19 +93,21 @@ def merge(
         the new store's entry; the old one's where there is a single store and nothing to change.
 
     Raises:
-        UsageError: the memory is empty.
+        UsageError: the memory is empty, or has no store of a name.
         TargetUnreachableError: the codec cannot honour the target; nothing is changed.
     """
-    entries = list(memory.manifest.stores)
-    total = _check_samples(memory)
+    _check_samples(memory)
+    entries = _named(memory, names)
     asked = {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse}
     target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     chosen = codec or Counter({e.codec: e.samples for e in entries}).most_common(1)[0][0]
     if len(entries) == 1 and not (entries[0].dropped or target or preset or settings) and chosen == entries[0].codec:
         return entries[0]
     if not target and not get_sample_codec(chosen).lossless:
-        stored = sum(sum(entry.classes.values()) for entry in entries)
-        target = {"max_bytes": (memory.bytes - memory.manifest_bytes) * total // stored}
+        stored, live = sum(sum(e.classes.values()) for e in entries), sum(e.samples for e in entries)
+        networks = {sha256 for entry in entries for sha256 in entry.networks.values()}
+        taken = sum(entry.bytes for entry in entries) + sum(map(memory.network_bytes, networks))
+        target = {"max_bytes": taken * live // stored}
     encoder = _Encoder(
         memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=task_model,
         progress=progress,
@@ -175,6 +179,14 @@ def _check_samples(memory: Memory) -> int:
     if not len(memory):
         raise UsageError(f"the memory {memory.path} is empty; append stores to it first")
     return len(memory)
+
+
+def _named(memory: Memory, names: Sequence[str] | None) -> list[Entry]:
+    known = {entry.name: entry for entry in memory.manifest.stores}
+    for name in names or ():
+        if name not in known:
+            raise UnknownNameError("store", name, known)
+    return [entry for name, entry in known.items() if names is None or name in names]
 
 
 def _shared_networks(memory: Memory) -> dict[str, int]:

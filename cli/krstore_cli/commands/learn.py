@@ -1,0 +1,150 @@
+"""krstore learn: class-incremental learning with one method, on one protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from krstore.errors import UsageError
+from krstore_cli import output
+from krstore_cli.options import (
+    Device,
+    Json,
+    Quiet,
+    Ratio,
+    Verbose,
+    complete_codec,
+    option,
+    parse_bytes,
+    parse_settings,
+)
+from krstore_cli.show import size_text
+
+if TYPE_CHECKING:
+    from krstore.learning.results import RunResult
+
+__all__ = ["EXAMPLE", "learn"]
+
+EXAMPLE = "Example: krstore learn kril --data features --base 50 --steps 10 --ratio 100 --preset fast -o run"
+
+
+def learn(
+    method: Annotated[str | None, typer.Argument(help="The method; --list shows all.", show_default=False)] = None,
+    data: Annotated[Path | None, option("--data", help="Training and test set; see the page.")] = None,
+    test: Annotated[Path | None, option("--test", help="The test set, where --data is the training set alone.")] = None,
+    folder: Annotated[Path | None, option("--output", "-o", help="The run's folder.")] = None,
+    base: Annotated[int | None, option("--base", help="Classes of the first task; 0: all tasks are equal.")] = None,
+    steps: Annotated[int | None, option("--steps", help="Tasks after the first; without a base, all tasks.")] = None,
+    order: Annotated[str | None, option("--order", help="Of the classes: lucir, icarl, gfr, ascending, a seed")] = None,
+    model: Annotated[
+        str | None, option("--model", metavar="PACKAGE.MODULE:FACTORY", help="The network, without its classifier.")
+    ] = None,
+    weights: Annotated[Path | None, option("--weights", help="Its weights, a .safetensors file.")] = None,
+    codec: Annotated[
+        str | None, option("--codec", help="Of the memory; see krstore codecs.", autocompletion=complete_codec)
+    ] = None,
+    ratio: Ratio = None,
+    budget: Annotated[
+        int | None,
+        option("--budget", parser=parse_bytes, metavar="SIZE", help="Of the memory of all classes: 500kB, 5MB."),
+    ] = None,
+    preset: Annotated[str | None, option("--preset", help="Hyper-parameters: paper, or fast for some minutes.")] = None,
+    config: Annotated[Path | None, option("--config", help="A TOML file of options.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        option("--set", metavar="NAME=VALUE", help="One option, as training.epochs=5; may be repeated."),
+    ] = None,
+    seed: Annotated[int, option("--seed", help="Of the first run.")] = 0,
+    seeds: Annotated[int, option("--seeds", min=1, help="How many runs, of this seed and those that follow.")] = 1,
+    device: Device = "auto",
+    listing: Annotated[bool, option("--list", help="Show all methods.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Learn the classes of a data set task by task, and measure what is kept of them in how many bytes.
+
+    A run that was interrupted goes on after its last finished step when it is called again. Options come from the
+    preset, then the TOML file, then the command line. With --seeds each run has a folder of its own in the output.
+    """
+    out = output.begin(json, quiet, verbose)
+    from krstore.learning.config import build_run_config
+    from krstore.learning.harness import learn as run
+    from krstore.learning.learners import LEARNERS, get_learner
+
+    if listing:
+        known = [{"method": name, "summary": get_learner(name).summary} for name in LEARNERS]
+        out.result(known, output.table(("method", "summary"), [tuple(row.values()) for row in known]))
+        return
+    if method is None or data is None or folder is None:
+        raise UsageError("name a method, --data and -o; krstore learn --list shows the methods")
+    get_learner(method)
+    given: dict[str, Any] = {
+        "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
+        "weights": _text(weights), "memory.codec": codec, "memory.ratio": ratio, "memory.budget": budget,
+        "device": device, **parse_settings(settings or []),
+    }  # fmt: skip
+    results = []
+    for number in range(seed, seed + seeds):
+        place = folder if seeds == 1 else folder / f"seed{number}"
+        built = build_run_config(method, preset=preset, file=config, **given, seed=number)
+        if seeds > 1:
+            out.status(f"seed {number}: {place}")
+        results.append(run(built, place, progress=out.progress()))
+    facts = [_facts(result) for result in results]
+    out.result(facts[0] if seeds == 1 else facts, _table(results), _summary(facts))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _facts(result: RunResult) -> dict[str, Any]:
+    import msgspec
+
+    return {
+        "method": result.config.method, "seed": result.config.seed, **result.summary(),
+        "steps": [
+            {name: value for name, value in msgspec.to_builtins(step).items() if name != "confusion"}
+            for step in result.steps
+        ],
+    }  # fmt: skip
+
+
+def _table(results: list[RunResult]) -> Any:
+    rows = []
+    for number, classes in enumerate(results[0].tasks):
+        steps = [result.steps[number] for result in results]
+        seen = sum(len(task) for task in results[0].tasks[:number]) + len(classes)
+        rows.append(
+            (
+                str(number), str(seen), " ".join(f"{100 * step.accuracy:.2f}" for step in steps),
+                " ".join(f"{100 * step.top5:.2f}" for step in steps),
+                size_text(max(step.memory_bytes + sum(step.held_bytes.values()) for step in steps)),
+                f"{sum(step.seconds for step in steps) / len(steps):.0f}",
+            )
+        )  # fmt: skip
+    return output.table(("step", "classes", "accuracy %", "top-5 %", "bytes", "s"), rows)
+
+
+def _summary(facts: list[dict[str, Any]]) -> Any:
+    from statistics import mean, stdev
+
+    def shown(name: str) -> str:
+        values = [100 * one[name] for one in facts]
+        return f"{mean(values):.2f} %" + (f" +- {stdev(values):.2f}" if len(values) > 1 else "")
+
+    kept = facts[0]["memory_bytes"] + facts[0]["held_bytes"]
+    return output.block(
+        facts[0]["method"],
+        [
+            ("last accuracy", shown("last")),
+            ("average incremental accuracy", f"{shown('average_incremental')} with step 0"),
+            ("", f"{shown('average_incremental_later')} without"),
+            ("forgetting", shown("forgetting")),
+            ("backward transfer", shown("backward_transfer")),
+            ("bytes kept", f"{kept:,}  {size_text(kept)}"),
+        ],
+    )

@@ -1,0 +1,170 @@
+"""What a run is: typed, validated options, from defaults, a preset, a TOML file and single settings, in this order."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from krstore.errors import ConfigError, UnknownNameError, UsageError
+
+__all__ = ["PRESETS", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
+
+PRESETS = ("fast", "paper")
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Training(_Options, frozen=True, kw_only=True):
+    """SGD over some epochs.
+
+    Attributes:
+        milestones: epochs at whose end the rate is multiplied by `gamma`, where the schedule is ``"milestones"``; a
+            ``"cosine"`` falls to 0.
+    """
+
+    epochs: Annotated[int, msgspec.Meta(ge=0)] = 160
+    batch_size: Positive = 128
+    learning_rate: NotNegative = 0.1
+    schedule: Literal["milestones", "cosine"] = "milestones"
+    milestones: tuple[int, ...] = (80, 120)
+    gamma: NotNegative = 0.1
+    momentum: NotNegative = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 5e-4
+
+
+class MemoryConfig(_Options, frozen=True, kw_only=True):
+    """How a learner with a memory keeps what it has seen.
+
+    Attributes:
+        codec, preset, settings: of the stores.
+        ratio: bytes of the samples over those of the memory; or
+        budget: bytes of the memory when all classes have come, in proportion before; without either, what the codec
+            gives.
+        exemplars: keep so many samples of each class, drawn at random; `None` for all.
+        update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
+            store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);
+            ``"auto"`` appends where the codec shares decoders or has none, else ``"double"``.
+        through_codec: new samples pass through the codec too before they are learnt from, so that old and new ones
+            are alike; default where the codec is lossy.
+    """
+
+    codec: str = "transform"
+    preset: str | None = None
+    settings: dict[str, Any] = {}
+    ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    budget: Positive | None = None
+    exemplars: Positive | None = None
+    update: Literal["auto", "append", "merge", "double"] = "auto"
+    through_codec: bool | None = None
+
+
+class RunConfig(_Options, frozen=True, kw_only=True):
+    """One run of one method.
+
+    Attributes:
+        method: a learner's name.
+        options: the learner's own.
+        data, test: see `krstore.learning.data.open_dataset`.
+        order, base, steps, per_class: see `krstore.learning.scenario.Scenario`.
+        model, weights: see `krstore.learning.network.build_network`; a network whose weights have a classifier of as
+            many classes as the first task is not trained on it.
+        mean, std: of stored images, after uint8 has been divided by 255.
+        flip, crop: see `krstore.learning.streams.Augmentation`.
+        base_training, training: of the first task, and of those that follow.
+        memory: of learners that have one.
+        precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
+    """
+
+    method: str
+    data: str
+    test: str | None = None
+    options: dict[str, Any] = {}
+    order: str = "lucir"
+    base: Annotated[int, msgspec.Meta(ge=0)] = 50
+    steps: Positive = 10
+    per_class: Positive | None = None
+    model: str = "krstore.backbones:resnet32"
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    flip: bool = True
+    crop: Annotated[int, msgspec.Meta(ge=0)] = 4
+    base_training: Training = Training()
+    training: Training = Training()
+    memory: MemoryConfig = MemoryConfig()
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+def build_run_config(
+    method: str, *, preset: str | None = None, file: str | Path | None = None, **settings: Any
+) -> RunConfig:
+    """Build a run's config.
+
+    Args:
+        method: the learner.
+        preset: ``"paper"`` or ``"fast"``: hyper-parameters of all methods, and what single methods have of their own.
+            What it says of the memory holds for its codec; naming another leaves that out.
+        file: a TOML file with the same names.
+        settings: single values; those of a table by a dotted name (``{"training.epochs": 5}``), as text or typed.
+
+    Raises:
+        UnknownNameError: no such preset.
+        ConfigError: an unknown name, or a value of the wrong type or out of range.
+        UsageError: the file cannot be read as TOML.
+    """
+    own = _given(file, settings)
+    values: dict[str, Any] = {"method": method}
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UnknownNameError("preset", preset, PRESETS)
+        data = tomllib.loads((resources.files("krstore.learning") / "presets" / f"{preset}.toml").read_text())
+        methods = data.pop("methods", {})
+        _overlay(values, data)
+        _overlay(values, methods.get(method, {}))
+        if own.get("memory", {}).get("codec") not in (None, values.get("memory", {}).get("codec")):
+            values.pop("memory", None)  # rate and settings are those of the preset's codec
+    _overlay(values, own)
+    try:
+        return msgspec.convert({**values, "method": method}, RunConfig, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at ")
+        raise ConfigError(f"{place.strip('`$.') or 'the run'}: {what}") from None
+
+
+def _given(file: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the file and single settings say."""
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            _overlay(values, tomllib.loads(Path(file).read_text()))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read as TOML: {error}") from error
+    for name, value in settings.items():
+        if value is not None:
+            _overlay(values, _nested(name.split("."), value))
+    return values
+
+
+def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, Mapping) and isinstance(values.get(name), dict):
+            _overlay(values[name], value)
+        else:
+            values[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _nested(names: list[str], value: Any) -> dict[str, Any]:
+    return {names[0]: value if len(names) == 1 else _nested(names[1:], value)}

@@ -1,0 +1,250 @@
+"""One protocol for all learners: the loop over tasks, epochs and batches, evaluation, bytes, and going on after a kill.
+
+A run's folder holds ``run.json`` (config, code, and the results of each step so far), ``memory`` where the learner has
+one, and ``stepK.safetensors``, the network and what the learner keeps after the K steps that are finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krstore.errors import UsageError
+from krstore.files import atomic_path
+from krstore.inputs import Inputs
+from krstore.learning.config import RunConfig, Training
+from krstore.learning.data import Dataset, open_dataset
+from krstore.learning.learners import get_learner
+from krstore.learning.learners.base import Rehearsal
+from krstore.learning.network import build_network
+from krstore.learning.recall import Recall
+from krstore.learning.results import RunResult, StepResult, load_result, save_result
+from krstore.learning.scenario import Scenario, Task
+from krstore.learning.streams import Augmentation, Batch, Samples, Stream, batches_of, held
+from krstore.progress import SILENT, Progress
+from krstore.source import Source
+from krstore.tensors import as_tensor, resolve_device
+
+__all__ = ["learn"]
+
+MEMORY = "memory"
+TEST_BATCH = 512
+
+
+def learn(
+    config: RunConfig, folder: str | Path, *, dataset: Dataset | None = None, progress: Progress = SILENT
+) -> RunResult:
+    """Run one method over all tasks, or go on with a run that was stopped, and return its results.
+
+    Args:
+        config: the run; see `krstore.learning.config.build_run_config`.
+        folder: of the run; made, or one that the same config has left unfinished or finished.
+        dataset: the data; default what the config names.
+        progress: shown how it goes.
+
+    Raises:
+        UsageError: the folder is of another run, or the config does not fit the data.
+        ArchiveError: the data cannot be read.
+        TargetUnreachableError: the codec cannot honour the memory's ratio or budget.
+    """
+    return _Run(config, Path(folder), dataset or open_dataset(config.data, config.test), progress).run()
+
+
+class _Run:
+    def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, progress: Progress) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.device = resolve_device(config.device)
+        self.scenario = Scenario(
+            dataset, order=config.order, base=config.base, steps=config.steps, per_class=config.per_class,
+            seed=config.seed,
+        )  # fmt: skip
+        self.result = load_result(folder, config, self.scenario)
+        self.prepare = _preparation(config, dataset.train)
+        self.augment = Augmentation(config.flip, config.crop)
+        torch.manual_seed(config.seed)
+        example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
+        if (config.flip or config.crop) and example.ndim != 4:
+            raise UsageError(f"flip and crop are for samples (C, H, W); these are {tuple(example.shape[1:])}")
+        self.network = build_network(config.model, config.weights, example).to(self.device)
+        self.given = self.network.classes
+        if self.given not in (0, self.scenario.tasks[0].stop):
+            raise UsageError(
+                f"the weights have a classifier of {self.given} classes; the first task has "
+                f"{self.scenario.tasks[0].stop}"
+            )
+        self.learner = get_learner(config.method)(config.options, self.network, config.seed)
+        self.recall: Recall | None = None
+        if self.learner.rehearsal is Rehearsal.MEMORY:
+            self.recall = Recall(
+                config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
+            )
+
+    def run(self) -> RunResult:
+        """Do the steps that are left."""
+        if self.result.steps and not self.result.finished:
+            self._load()
+        for task in self.scenario.tasks[len(self.result.steps) :]:
+            began = time.monotonic()
+            self._step(task)
+            measured = self._evaluate(task)
+            held_bytes = self.learner.held()
+            step = StepResult(
+                seconds=time.monotonic() - began, memory_bytes=self.recall.memory.bytes if self.recall else 0,
+                held_bytes=held_bytes, **measured,
+            )  # fmt: skip
+            self.result = self.result.with_step(step)
+            self._save()
+            self.progress.note(
+                f"step {task.number}: {100 * step.accuracy:.2f} % of {task.stop} classes, "
+                f"{step.memory_bytes + sum(held_bytes.values()):,} bytes, {step.seconds:.0f} s"
+            )
+        return self.result
+
+    def _step(self, task: Task) -> None:
+        torch.manual_seed(1000 * self.config.seed + task.number)
+        new = self.scenario.train(task.number)
+        learner, first = self.learner, task.number == 0
+        trained = first and self.given == task.stop
+        if self.recall is not None and (first or self.recall.through_codec):
+            self.recall.take(task.number, new)
+        if self.network.classes < task.stop:
+            self.network.grow(task.stop)
+        learner.begin_step(task)
+        if not trained:
+            training = self.config.base_training if first else self.config.training
+            self._train(task, training, self._stream(task, new, training.batch_size))
+        learner.end_step(task, lambda: batches_of(new, self.prepare, self.device))
+        if self.recall is not None:
+            self.recall.take(task.number, new)
+
+    def _stream(self, task: Task, new: Source, batch_size: int) -> Stream:
+        """Return what an epoch shows: new samples, and what the learner's kind of rehearsal adds."""
+        old, own = None, Samples(new, f"task {task.number}")
+        shown: Any = own
+        if task.number and self.learner.rehearsal is Rehearsal.EVERYTHING:
+            shown = Samples(self.scenario.train_until(task.number), "all tasks")
+        if task.number and self.recall is not None:
+            if self.recall.through_codec:
+                shown = self.recall.memory.samples
+            else:
+                old = held(self.recall.memory.samples)
+        return Stream(
+            held(shown), old, first_new=task.first, batch_size=batch_size, seed=1000 * self.config.seed + task.number,
+            prepare=self.prepare, augment=self.augment, device=self.device,
+        )  # fmt: skip
+
+    def _train(self, task: Task, training: Training, stream: Stream) -> None:
+        groups = [
+            {"params": group["params"], "lr": training.learning_rate * group.get("rate", 1.0)}
+            for group in self.learner.parameter_groups(task)
+        ]
+        optimiser = torch.optim.SGD(
+            groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
+        )
+        schedule = _schedule(optimiser, training, stream.batches)
+        name = f"step {task.number} of {len(self.scenario.tasks) - 1}"
+        with self.progress.task(name, training.epochs * stream.batches, "batches") as bar:
+            for _ in range(training.epochs):
+                self.learner.train_mode()
+                for batch in stream.epoch():
+                    terms = self._terms(batch)
+                    loss = torch.stack(list(terms.values())).sum()
+                    if not bool(loss.isfinite()):
+                        raise UsageError(
+                            f"step {task.number}: the loss is no longer finite "
+                            f"({', '.join(f'{k}={float(v):.3g}' for k, v in terms.items())}); lower the learning rate"
+                        )
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    self.learner.after_backward()
+                    optimiser.step()
+                    schedule.step()
+                    bar.advance(1, **{name: float(value.detach()) for name, value in terms.items()})
+        self.network.eval()
+
+    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        with self._arithmetic():
+            terms = self.learner.losses(batch)
+        return {name: value.float() for name, value in terms.items()}
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        kind = self.device.partition(":")[0]
+        wanted = self.config.precision == "bfloat16" or (self.config.precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+
+    def _evaluate(self, task: Task) -> dict[str, Any]:
+        """Test on all classes seen; return accuracies, and how often each class was taken for each other."""
+        self.network.eval()
+        confusion, top5 = np.zeros((task.stop, task.stop), np.int64), 0
+        for x, y in self._test_batches(task):
+            with torch.inference_mode():
+                scores = self.learner.predict(x)
+            guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()
+            np.add.at(confusion, (truth, guessed), 1)
+            best = scores.topk(min(5, task.stop), 1).indices
+            top5 += int((best == y[:, None]).any(1).sum())
+        right = np.diagonal(confusion)
+        tasks = self.scenario.tasks[: task.number + 1]
+        return {
+            "accuracy": float(right.sum() / confusion.sum()),
+            "top5": float(top5 / confusion.sum()),
+            "by_task": [float(right[t.first : t.stop].sum() / confusion[t.first : t.stop].sum()) for t in tasks],
+            "confusion": confusion.tolist(),
+        }
+
+    def _test_batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in batches_of(self.scenario.test_until(task.number), self.prepare, self.device):
+            yield from zip(torch.split(x, TEST_BATCH), torch.split(y, TEST_BATCH), strict=True)
+
+    def _save(self) -> None:
+        from safetensors.torch import save_file
+
+        state = {f"network/{k}": v for k, v in self.network.state_dict().items()}
+        state |= {f"learner/{k}": v for k, v in self.learner.state().items()}
+        number = len(self.result.steps)
+        with atomic_path(self._state(number)) as path:
+            save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, path)
+        save_result(self.folder, self.result)
+        self._state(number - 1).unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        finished = len(self.result.steps)
+        path = self._state(finished)
+        try:
+            with safe_open(path, "pt", device=self.device) as file:
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
+        self.network.grow(self.scenario.tasks[finished - 1].stop)
+        own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
+        self.network.load_state_dict(own)
+        self.learner.load_state({k.removeprefix("learner/"): v for k, v in tensors.items() if k.startswith("learner/")})
+
+    def _state(self, steps: int) -> Path:
+        return self.folder / f"step{steps}.safetensors"
+
+
+def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor]:
+    """Return what brings stored samples to the network: images are normalised, features taken as they are."""
+    if source.spec.dtype == "uint8" or config.mean is not None or config.std is not None:
+        return Inputs.of(source.spec, "auto", config.mean, config.std)
+    return lambda x: x.float()
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, training: Training, batches: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    total = max(1, training.epochs * batches)
+    if training.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
+    places = [epoch * batches for epoch in training.milestones]
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, places, training.gamma)

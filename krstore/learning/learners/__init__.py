@@ -1,0 +1,33 @@
+"""The methods, one a module: what each paper adds to the harness, and nothing else."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from krstore.errors import KrstoreError, UnknownNameError
+from krstore.learning.learners.base import Learner
+
+__all__ = ["LEARNERS", "get_learner"]
+
+LEARNERS = {
+    "ewc": "EWC",
+    "finetune": "Finetune",
+    "joint": "Joint",
+    "kril": "KRIL",
+    "mas": "MAS",
+    "replay": "ExperienceReplay",
+}
+
+
+def get_learner(name: str) -> type[Learner]:
+    """Import and return a learner by name.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in LEARNERS:
+        raise UnknownNameError("method", name, LEARNERS)
+    learner = getattr(import_module(f"krstore.learning.learners.{name}"), LEARNERS[name])
+    if not (isinstance(learner, type) and issubclass(learner, Learner)):
+        raise KrstoreError(f"{LEARNERS[name]} is no learner")
+    return learner

@@ -1,0 +1,109 @@
+"""How much each weight matters to old tasks, and the penalty on changing those that do: what EWC and MAS share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from krstore.learning.learners.base import Learner, SampleBatches
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+
+__all__ = ["ImportanceLearner", "mean_over_samples", "penalty"]
+
+CHUNK = 16  # samples whose gradients are held at once
+
+Weights = dict[str, Tensor]
+
+
+class ImportanceLearner(Learner):
+    """Cross-entropy, and a quadratic pull towards the weights after the last task, by their importance."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self._importance: Weights = {}
+        self._anchor: Weights = {}
+
+    @abstractmethod
+    def importance(self, task: Task, samples: SampleBatches) -> Weights:
+        """Return what the importances of all weights are after a task."""
+
+    @abstractmethod
+    def pull(self, distance: Tensor) -> Tensor:
+        """Return the term of the loss for the sum of importance times squared change."""
+
+    def begin_step(self, task: Task) -> None:
+        """Keep the weights that the last task ended with."""
+        self._anchor = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy over all classes seen, and the pull."""
+        terms = {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
+        if self._importance:
+            terms["pull"] = self.pull(penalty(dict(self.network.named_parameters()), self._anchor, self._importance))
+        return terms
+
+    def end_step(self, task: Task, samples: SampleBatches) -> None:
+        """Measure importances on the task's samples, in eval mode."""
+        self.network.eval()
+        self._importance = self.importance(task, samples)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the importances; the weights that they hold to are the network's own between steps."""
+        return self._importance
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up importances."""
+        self._importance = dict(state)
+
+    def before(self, name: str, like: Tensor) -> Tensor:
+        """Return a weight's importance so far; a classifier's new classes have none."""
+        found = torch.zeros_like(like)
+        if name in self._importance:
+            old = self._importance[name].to(like.device)
+            found[: len(old)] = old
+        return found
+
+
+def mean_over_samples(
+    network: torch.nn.Module,
+    samples: SampleBatches,
+    score: Callable[[Tensor, Tensor], Tensor],
+    reduce: Callable[[Tensor], Tensor],
+    limit: int | None,
+) -> Weights:
+    """Return the mean over samples of `reduce` of each sample's own gradient of `score(logits (1, C), label ())`.
+
+    Args:
+        limit: use the first so many samples; `None` for all.
+    """
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    buffers = dict(network.named_buffers())
+
+    def loss(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return score(functional_call(network, (weights, buffers), (x[None],)), y)
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+    total, count = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
+    for x, y in samples():
+        for part, labels in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
+            if limit is not None and count >= limit:
+                break
+            for name, gradients in each(parameters, part, labels).items():
+                total[name] += reduce(gradients).sum(0)
+            count += len(part)
+    return {name: value / max(1, count) for name, value in total.items()}
+
+
+def penalty(weights: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum over weights of importance times squared change; rows that the anchor lacks are free."""
+    terms = [
+        (own * (weights[name][: len(own)] - anchor[name][: len(own)]).square()).sum()
+        for name, own in importance.items()
+    ]
+    return torch.stack(terms).sum()

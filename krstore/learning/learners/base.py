@@ -1,0 +1,112 @@
+"""What a learner is, in one screen.
+
+The harness (`krstore.learning.harness`) owns the loop, the optimiser and its schedule, augmentation, evaluation, the
+memory and its bytes, checkpoints. A learner says what its paper adds, at these places of a step::
+
+    begin_step(task)          keep a teacher, initialise new weights; the classifier has grown already
+    parameter_groups(task)    what is trained, at which multiple of the rate
+    train_mode()              which parts stay in eval mode
+    losses(batch)             named terms, as the paper writes them; the harness adds them up
+    after_backward()          masks on gradients
+    end_step(task, samples)   importances, generators; with the task's samples for the last time
+    predict(x)                logits
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, ClassVar
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from krstore.errors import ConfigError
+from krstore.learning.network import Network
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+
+__all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches"]
+
+SampleBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Yields all samples of a task, (x, y), each time that it is called."""
+
+
+class Rehearsal(Enum):
+    """What of earlier tasks a learner sees: nothing, what its memory replays, or, as upper bounds do, all of it."""
+
+    NOTHING = "nothing"
+    MEMORY = "memory"
+    EVERYTHING = "everything"
+
+
+class LearnerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all learners' hyper-parameters; the defaults are the paper's."""
+
+
+class Learner(ABC):
+    """A method of class-incremental learning.
+
+    Args:
+        options: its hyper-parameters.
+        network: what it trains; the harness grows its classifier.
+        seed: of everything random that the learner does itself.
+
+    Raises:
+        ConfigError: an option that is unknown or out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
+    Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+
+    def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
+        try:
+            self.config: Any = msgspec.convert(options, self.Config, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"options of {self.name}: {error}") from None
+        self.network, self.seed = network, seed
+
+    def begin_step(self, task: Task) -> None:
+        """Prepare for a task, before any of its batches."""
+
+    def parameter_groups(self, task: Task) -> list[dict[str, Any]]:
+        """Return groups for the optimiser; ``rate`` in one multiplies the learning rate of all."""
+        return [{"params": list(self.network.parameters())}]
+
+    def train_mode(self) -> None:
+        """Put the network into training mode."""
+        self.network.train()
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of the loss of a batch."""
+
+    def after_backward(self) -> None:
+        """Change gradients before the optimiser's step."""
+
+    def end_step(self, task: Task, samples: SampleBatches) -> None:
+        """Draw from a task what later ones need, while its samples are there."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return logits (B, classes seen)."""
+        return torch.as_tensor(self.network(x))
+
+    def held(self) -> dict[str, int]:
+        """Return the bytes, by name, of what the method keeps between steps beside network and memory."""
+        return {name: tensor.nbytes for name, tensor in self.state().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the method keeps between steps beside the network."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Put a module into eval mode and train it no more."""
+    return module.eval().requires_grad_(False)

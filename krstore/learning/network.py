@@ -1,0 +1,87 @@
+"""The network that learns: a body that makes embeddings, and a linear classifier that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from krstore.errors import UsageError
+from krstore.modules import load_module
+
+__all__ = ["Network", "build_network"]
+
+
+class Network(nn.Module):
+    """A body and its classifier.
+
+    Args:
+        body: maps samples (B, *shape) to embeddings (B, D).
+        width: D.
+
+    Attributes:
+        classes: of the classifier; 0 until it grows.
+    """
+
+    def __init__(self, body: nn.Module, width: int) -> None:
+        super().__init__()
+        self.body, self.width = body, width
+        self.head = nn.Linear(width, 1)
+        self.classes = 0
+
+    def grow(self, classes: int) -> None:
+        """Give the classifier more classes; those that it has keep their weights."""
+        before, kept = self.head, self.classes
+        with torch.device(before.weight.device):
+            self.head = nn.Linear(self.width, classes)
+        with torch.no_grad():
+            self.head.weight[:kept] = before.weight[:kept]
+            self.head.bias[:kept] = before.bias[:kept]
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map samples (B, *shape) to logits (B, classes)."""
+        return torch.as_tensor(self.head(self.body(x)))
+
+
+def build_network(factory: str, weights: str | Path | None, example: Tensor) -> Network:
+    """Build a network.
+
+    Args:
+        factory: of the body (see `krstore.modules.load_module`). A last linear layer named ``fc`` is taken off it.
+        weights: a safetensors file with the body's weights, and, where it has ``fc.weight`` and ``fc.bias``, those of
+            the classifier of as many classes, in the order of learning.
+        example: samples (B, *shape) as the network will get them.
+
+    Raises:
+        UsageError: the body does not map the samples to embeddings (B, D), or the weights do not fit.
+    """
+    body = load_module(factory, weights)
+    if isinstance(getattr(body, "fc", None), nn.Linear):
+        body.fc = nn.Identity()
+    try:
+        with torch.inference_mode():
+            embedded = body(example)
+    except Exception as error:  # another's code runs here, and may raise anything
+        raise UsageError(f"{factory} fails on samples of shape {tuple(example.shape[1:])}: {error}") from error
+    if not isinstance(embedded, Tensor) or embedded.ndim != 2:
+        shape = tuple(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
+        raise UsageError(f"{factory} maps samples to {shape}; expected embeddings (B, D)")
+    network = Network(body.requires_grad_(True), embedded.shape[1])
+    if weights is not None:
+        _load_head(network, Path(weights))
+    return network
+
+
+def _load_head(network: Network, path: Path) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        if not {"fc.weight", "fc.bias"} <= set(file.keys()):
+            return
+        weight, bias = file.get_tensor("fc.weight"), file.get_tensor("fc.bias")
+    if weight.ndim != 2 or weight.shape[1] != network.width or bias.shape != weight.shape[:1]:
+        raise UsageError(f"{path}: a classifier of {tuple(weight.shape)} for embeddings of {network.width}")
+    network.grow(len(weight))
+    network.head.load_state_dict({"weight": weight, "bias": bias})

@@ -1,0 +1,148 @@
+"""What a run has found, step by step, as one JSON file that can be read again."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from krstore.errors import CorruptStoreError, OutputError, UsageError
+from krstore.files import atomic_write
+from krstore.learning import metrics
+from krstore.learning.config import RunConfig
+from krstore.learning.scenario import Scenario
+
+__all__ = ["RESULT", "RunResult", "StepResult", "load_result", "read_result", "save_result"]
+
+RESULT = "run.json"
+SCHEMA_VERSION = 1
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step has brought.
+
+    Attributes:
+        accuracy, top5: on the test samples of all classes seen.
+        by_task: accuracy on the test samples of each task's classes.
+        confusion: how often a class (row) was taken for another (column), in the order of learning.
+        memory_bytes: of the memory's files after the step.
+        held_bytes: by name, of what else the method keeps beside the network.
+        seconds: of the step, evaluation included.
+    """
+
+    accuracy: float
+    top5: float
+    by_task: list[float]
+    confusion: list[list[int]]
+    memory_bytes: int
+    held_bytes: dict[str, int]
+    seconds: float
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, as far as it has come.
+
+    Attributes:
+        schema_version: of this record.
+        config: of the run.
+        versions: of what computed it.
+        tasks: the classes of each task, by their labels in the data set.
+        steps: those that are finished.
+    """
+
+    config: RunConfig
+    versions: dict[str, str]
+    tasks: list[list[int]]
+    steps: list[StepResult]
+    schema_version: int = SCHEMA_VERSION
+
+    def with_step(self, step: StepResult) -> RunResult:
+        """Return the result with one step more."""
+        return msgspec.structs.replace(self, steps=[*self.steps, step])
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are there."""
+        return len(self.steps) == len(self.tasks)
+
+    @property
+    def matrix(self) -> metrics.Matrix:
+        """Accuracy after each step (row) on each task (column); NaN for tasks yet to come."""
+        accuracy = np.full((len(self.steps), len(self.steps)), np.nan)
+        for row, step in enumerate(self.steps):
+            accuracy[row, : row + 1] = step.by_task
+        return accuracy
+
+    def summary(self) -> dict[str, float | int]:
+        """Return the figures that runs are compared by; see `krstore.learning.metrics`.
+
+        ``average_incremental`` has step 0 in it, ``average_incremental_later`` has not.
+        """
+        curve, matrix, last = np.array([step.accuracy for step in self.steps]), self.matrix, self.steps[-1]
+        return {
+            "last": last.accuracy,
+            "last_top5": last.top5,
+            "average_incremental": metrics.average_incremental(curve),
+            "average_incremental_later": metrics.average_incremental(curve, first=False),
+            "forgetting": metrics.forgetting(matrix),
+            "initial_forgetting": metrics.initial_forgetting(matrix),
+            "backward_transfer": metrics.backward_transfer(matrix),
+            "memory_bytes": last.memory_bytes,
+            "held_bytes": sum(last.held_bytes.values()),
+            "seconds": sum(step.seconds for step in self.steps),
+        }
+
+
+def read_result(folder: Path) -> RunResult:
+    """Read a run's results.
+
+    Raises:
+        UsageError: the folder has none.
+        CorruptStoreError: they are malformed.
+    """
+    path = folder / RESULT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunResult)
+    except FileNotFoundError:
+        raise UsageError(f"{folder} is no run: it has no {RESULT}") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise CorruptStoreError(f"{path}: the results are malformed: {error}") from error
+
+
+def load_result(folder: Path, config: RunConfig, scenario: Scenario) -> RunResult:
+    """Return what a run's folder has so far; make the folder and an empty result where it has nothing.
+
+    Raises:
+        UsageError: the folder is of a run with another config.
+        OutputError: it cannot be made.
+    """
+    if (folder / RESULT).exists():
+        found = read_result(folder)
+        if found.config != config:
+            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); name another folder")
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
+    result = RunResult(
+        config=config, versions={name: version(name) for name in ("krstore", "torch", "numpy")},
+        tasks=[list(task.names) for task in scenario.tasks], steps=[],
+    )  # fmt: skip
+    save_result(folder, result)
+    return result
+
+
+def save_result(folder: Path, result: RunResult) -> None:
+    """Replace a run's results, atomically."""
+    with atomic_write(folder / RESULT) as file:
+        file.write(msgspec.json.encode(result))
+
+
+def _difference(old: RunConfig, new: RunConfig) -> str:
+    before, after = (msgspec.to_builtins(config) for config in (old, new))
+    return ", ".join(
+        f"{name}: {before[name]} there, {after[name]} here" for name in before if before[name] != after[name]
+    )
