@@ -159,7 +159,7 @@ class _Run:
                     if not bool(loss.isfinite()):
                         raise UsageError(
                             f"step {task.number}: the loss is no longer finite "
-                            f"({', '.join(f'{k}={float(v):.3g}' for k, v in terms.items())}); lower the learning rate"
+                            f"({', '.join(f'{k}={float(v.detach()):.3g}' for k, v in terms.items())}); lower the learning rate"
                         )
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]

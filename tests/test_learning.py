@@ -1,0 +1,488 @@
+"""Class-incremental runs: data, scenarios, what learners may see, bytes, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from krstore.errors import ArchiveError, ConfigError, UnknownNameError, UsageError
+from krstore.learning.config import RunConfig, Training, build_run_config
+from krstore.learning.data import open_dataset
+from krstore.learning.harness import learn
+from krstore.learning.learners import LEARNERS, get_learner
+from krstore.learning.learners._importance import mean_over_samples, penalty
+from krstore.learning.learners.ewc import EWC
+from krstore.learning.learners.kril import KRIL, auxiliary_loss
+from krstore.learning.learners.mas import MAS
+from krstore.learning.network import Network, build_network
+from krstore.learning.results import read_result
+from krstore.learning.scenario import Scenario, Task
+from krstore.learning.streams import Augmentation, Batch
+from krstore.memory import Memory
+
+CLASSES, TRAIN, TEST = 6, 30, 10
+LABELS = np.array([3, 8, 20, 21, 40, 77])
+
+
+def body() -> nn.Module:
+    """A network without a classifier on samples of 4x6x6."""
+    return nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+
+
+def samples(each: int, seed: int, dtype: str = "float32") -> tuple[Any, Any]:
+    """Return samples (N, 4, 6, 6) whose channels tell the class, and labels with gaps, shuffled."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(CLASSES, 4, 1, 1))
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), each))
+    x = np.maximum(2 * centres[labels] + 0.5 * rng.normal(size=(len(labels), 4, 6, 6)), 0)
+    return x.astype(dtype), LABELS[labels]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, each, seed in (("train", TRAIN, 0), ("test", TEST, 1)):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["features"], file["labels"] = samples(each, seed)
+    return folder
+
+
+def config(data: Path, method: str = "finetune", **settings: Any) -> RunConfig:
+    quick = {"epochs": 2, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
+    given = {
+        "data": str(data), "model": "test_learning:body", "base": 2, "steps": 2, "crop": 0, "base_training": quick,
+        "training": quick, "device": "cpu", "memory.codec": "raw", **settings,
+    }  # fmt: skip
+    return build_run_config(method, **given)
+
+
+# data
+
+
+def test_a_folder_of_archives(data: Path) -> None:
+    dataset = open_dataset(data)
+    assert (dataset.train.spec.samples, dataset.test.spec.samples) == (CLASSES * TRAIN, CLASSES * TEST)
+    same = open_dataset(data / "train.h5", data / "test.h5")
+    np.testing.assert_array_equal(same.train.labels, dataset.train.labels)
+    with pytest.raises(UsageError, match=r"name the test set too \(--test\)"):
+        open_dataset(data / "train.h5")
+    (data / "test.h5").unlink()
+    with pytest.raises(UsageError, match="has no training and test set"):
+        open_dataset(data)
+
+
+def test_sets_that_do_not_belong_together(tmp_path: Path, data: Path) -> None:
+    x, y = samples(5, 2)
+    for name, arrays, message in (
+        ("a", {"features": x}, "the test set has no labels"),
+        (
+            "b",
+            {"features": x[:, :3], "labels": y},
+            r"training samples are \(4, 6, 6\) float32, test samples \(3, 6, 6\)",
+        ),
+        ("c", {"features": x[y != 40], "labels": y[y != 40]}, "class 40 is only in one"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(ArchiveError, match=message):
+            open_dataset(data / "train.h5", tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize(("fine", "skip"), [(True, 2), (False, 1)])
+def test_the_published_binary_files_of_cifar(tmp_path: Path, fine: bool, skip: int) -> None:
+    rng = np.random.default_rng(0)
+    folder = tmp_path / ("cifar-100-binary" if fine else "cifar-10-batches-bin")
+    folder.mkdir()
+    names = ["train", "test"] if fine else [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    written = {}
+    for name in names:
+        images, labels = rng.integers(0, 256, (20, 3072), np.uint8), np.arange(20, dtype=np.uint8) % 10
+        heads = np.stack([labels + 50, labels], 1)[:, -skip:]
+        (folder / f"{name}.bin").write_bytes(np.concatenate([heads, images], 1).tobytes())
+        written[name] = images
+    dataset = open_dataset(tmp_path)
+    expected = np.concatenate([written[name] for name in names[:-1]]).reshape(-1, 3, 32, 32)
+    assert dataset.train.spec.samples == len(expected)
+    ids = rng.integers(0, len(expected), 30)
+    np.testing.assert_array_equal(dataset.train.read(ids), expected[ids])
+    np.testing.assert_array_equal(dataset.test.labels, np.arange(20) % 10)
+    (folder / f"{names[-1]}.bin").write_bytes(b"x" * 5000)
+    with pytest.raises(ArchiveError, match="which are not records of"):
+        open_dataset(tmp_path)
+
+
+# scenario
+
+
+def test_tasks_follow_the_order_and_labels_are_places_in_it(data: Path) -> None:
+    dataset = open_dataset(data)
+    scenario = Scenario(dataset, order="3", base=2, steps=2)
+    assert [(task.first, task.stop) for task in scenario.tasks] == [(0, 2), (2, 4), (4, 6)]
+    ordered = [name for task in scenario.tasks for name in task.names]
+    assert sorted(ordered) == LABELS.tolist()
+    for task in scenario.tasks:
+        own = scenario.train(task.number)
+        assert set(own.labels) == set(range(task.first, task.stop))  # type: ignore[arg-type]
+        original = dataset.train.read(np.flatnonzero(np.isin(dataset.train.labels, task.names)))
+        np.testing.assert_array_equal(own.read(np.arange(own.spec.samples)), original)
+    assert scenario.test_until(1).spec.samples == 4 * TEST
+    assert scenario.train_until(2).spec.samples == 6 * TRAIN
+
+
+def test_equal_tasks_and_few_samples(data: Path) -> None:
+    dataset = open_dataset(data)
+    scenario = Scenario(dataset, order="ascending", base=0, steps=3, per_class=4, seed=1)
+    assert [task.names for task in scenario.tasks] == [(3, 8), (20, 21), (40, 77)]
+    assert np.bincount(scenario.train(1).labels).tolist() == [0, 0, 4, 4]  # type: ignore[arg-type]
+    for base, steps, message in (
+        (6, 1, "expected 0 to 5"),
+        (1, 2, "5 classes do not divide into 2"),
+        (0, 0, "at least 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Scenario(dataset, base=base, steps=steps)
+
+
+def test_crops_move_and_flips_mirror() -> None:
+    x = torch.arange(2 * 3 * 5 * 5.0).reshape(2, 3, 5, 5) + 1
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(50):
+        out = Augmentation(False, 1)(x, generator)
+        padded = nn.functional.pad(x, (1, 1, 1, 1))
+        for one, whole in zip(out, padded, strict=True):
+            places = [(i, j) for i in range(3) for j in range(3) if torch.equal(one, whole[:, i : i + 5, j : j + 5])]
+            assert len(places) == 1
+            seen.add(places[0])
+    assert len(seen) == 9
+    flipped = [bool(torch.equal(Augmentation(True, 0)(x[:1], generator), x[:1].flip(3))) for _ in range(50)]
+    assert 10 < sum(flipped) < 40
+
+
+# config
+
+
+def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('order = "icarl"\n[training]\nepochs = 7\nlearning_rate = 0.3\n')
+    built = build_run_config("kril", preset="paper", file=file, data="x", **{"training.epochs": "9"})
+    assert (built.order, built.training.epochs, built.training.learning_rate) == ("icarl", 9, 0.3)
+    assert built.training.milestones == built.base_training.milestones == (80, 120)
+    assert (built.memory.codec, built.memory.preset, built.memory.update) == ("krnet", "paper-cifar", "double")
+    other = build_run_config("kril", preset="fast", data="x", **{"memory.codec": "raw"})
+    assert (other.memory.ratio, other.memory.preset) == (None, None)
+    assert build_run_config("kril", preset="fast", data="x").memory.ratio == 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epoch": 3}, ConfigError, "unknown field `epoch`"),
+        ({"training.epochs": "many"}, ConfigError, "training.epochs: Expected `int`"),
+        ({"base": -1}, ConfigError, "base: Expected `int` >= 0"),
+        ({"preset": "quick"}, UnknownNameError, "unknown preset 'quick'"),
+        ({"file": "nothing.toml"}, UsageError, "nothing.toml cannot be read"),
+    ],
+)
+def test_options_that_are_wrong(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build_run_config("kril", data="x", **settings)
+
+
+def test_every_learner_is_registered_under_its_name() -> None:
+    for name in LEARNERS:
+        learner = get_learner(name)
+        assert learner.name == name
+        assert learner.summary
+    with pytest.raises(UnknownNameError, match="Did you mean 'kril'"):
+        get_learner("krill")
+
+
+# losses, by hand
+
+
+def two_weights() -> Network:
+    """A network without a body: logits are W x + b of two numbers."""
+    network = Network(nn.Identity(), 2)
+    network.grow(2)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        network.head.bias.zero_()
+    return network
+
+
+X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+
+
+def test_the_fisher_information_is_of_single_samples() -> None:
+    """Gradient of sample i: (p_i - onehot) x_i^T; squared, then averaged, not the other way round."""
+    fisher = mean_over_samples(
+        two_weights(), lambda: iter([(X, Y)]), lambda z, y: nn.functional.cross_entropy(z, y[None]),
+        lambda g: g.square(), None,
+    )  # fmt: skip
+    p1, p2 = torch.softmax(torch.tensor([1.0, 0.0]), 0), torch.softmax(torch.tensor([0.0, 2.0]), 0)
+    target = torch.tensor([1.0, 0.0])
+    expected = (torch.outer(p1 - target, X[0]).square() + torch.outer(p2 - target, X[1]).square()) / 2
+    torch.testing.assert_close(fisher["head.weight"], expected)
+    torch.testing.assert_close(fisher["head.bias"], ((p1 - target).square() + (p2 - target).square()) / 2)
+
+
+def test_mas_takes_the_absolute_gradient_of_the_squared_norm_of_each_sample() -> None:
+    """Of ||W x + b||^2: 2 z x^T. The second sample's bias gradient has the other sign and must not cancel."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    omega = mean_over_samples(
+        two_weights(), lambda: iter([(x, Y)]), lambda z, y: z.square().sum(), lambda g: g.abs(), None
+    )
+    torch.testing.assert_close(omega["head.bias"], torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(omega["head.weight"], torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+
+
+def test_penalties_and_how_importances_are_kept() -> None:
+    weights = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]])}
+    anchor, importance = {"w": torch.tensor([[0.0, 2.0], [1.0, 4.0]])}, {"w": torch.tensor([[1.0, 5.0], [0.5, 7.0]])}
+    assert penalty(weights, anchor, importance).item() == 1 * 1 + 0.5 * 4
+    task = Task(1, 3, 4, (9,))
+    for learner, expected in ((EWC({"clamp": 0.4}, two_weights(), 0), 0.75), (MAS({}, two_weights(), 0), 1.0)):
+        measured = learner.importance(task, lambda: iter([(X, Y)]))
+        learner.load_state({name: torch.ones_like(value) for name, value in measured.items()})
+        again = learner.importance(task, lambda: iter([(X, Y)]))
+        own = 0.25 if learner.name == "ewc" else 1.0
+        torch.testing.assert_close(
+            again["head.weight"], expected + own * measured["head.weight"] / (0.25 if own < 1 else 1)
+        )
+    assert EWC({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 15
+    assert MAS({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 30
+    ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda: iter([(X, Y)]))
+    assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
+
+
+def test_the_auxiliary_loss_is_a_mean_of_squared_distances() -> None:
+    assert auxiliary_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])).item() == 15
+
+
+def test_kril_teaches_only_what_is_recited_and_slows_the_body_down() -> None:
+    network = Network(nn.Linear(2, 2), 2)
+    network.grow(3)
+    learner = KRIL({"auxiliary": 3.0}, network, 0)
+    learner.begin_step(Task(1, 2, 3, (0,)))
+    before = network.body(X).detach()
+    with torch.no_grad():
+        network.body.bias += torch.tensor([0.0, 2.0])  # type: ignore[operator]
+    x = torch.cat([X, 5 * X])
+    batch = Batch(x, torch.tensor([0, 1, 2, 2]), torch.tensor([True, True, False, False]))
+    terms = learner.losses(batch)
+    assert terms["aux"].item() == pytest.approx(3 * 4)
+    torch.testing.assert_close(terms["ce"], nn.functional.cross_entropy(network(x), batch.y))
+    torch.testing.assert_close(before + torch.tensor([0.0, 2.0]), network.body(X).detach())
+    groups = learner.parameter_groups(Task(1, 2, 3, (0,)))
+    assert [group.get("rate", 1.0) for group in groups] == [0.05, 1.0]
+    assert [group.get("rate", 1.0) for group in learner.parameter_groups(Task(0, 0, 2, (0, 1)))] == [1.0, 1.0]
+    learner.begin_step(Task(0, 0, 2, (0, 1)))
+    assert "aux" not in learner.losses(batch)
+
+
+def test_the_classifier_keeps_what_it_has_when_it_grows() -> None:
+    network = two_weights()
+    before = network(X).detach()
+    network.grow(5)
+    torch.testing.assert_close(network(X)[:, :2], before)
+    assert network(X).shape == (2, 5)
+
+
+def test_weights_bring_their_classifier(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    example = torch.randn(3, 4, 6, 6)
+    state = {**body().state_dict(), "fc.weight": torch.randn(2, 8), "fc.bias": torch.randn(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    network = build_network("test_learning:body", tmp_path / "w.safetensors", example)
+    assert network.classes == 2
+    torch.testing.assert_close(network.head.weight.detach(), state["fc.weight"])
+    with pytest.raises(UsageError, match="fails on samples of shape"):
+        build_network("test_learning:body", None, torch.randn(3, 5, 6, 6))
+
+
+# runs
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Path, method: str) -> None:
+    result = learn(config(data, method), tmp_path / "run")
+    assert result.finished
+    assert [len(step.by_task) for step in result.steps] == [1, 2, 3]
+    assert result.steps[0].accuracy > 0.6
+    last = result.steps[-1]
+    assert np.sum(last.confusion) == CLASSES * TEST
+    assert np.trace(last.confusion) / np.sum(last.confusion) == pytest.approx(last.accuracy)
+    summary = result.summary()
+    assert summary["last"] == last.accuracy
+    memory = tmp_path / "run" / "memory"
+    assert memory.exists() == (get_learner(method).rehearsal.value == "memory")
+    if memory.exists():
+        assert last.memory_bytes == Memory(memory).bytes
+        assert Memory(memory).classes == dict.fromkeys(range(CLASSES), TRAIN)
+    weights = sum(p.numel() for p in (*body().parameters(), *nn.Linear(8, CLASSES).parameters()))
+    assert sum(last.held_bytes.values()) == (4 * weights if method in ("ewc", "mas") else 0)
+
+
+def test_rehearsal_forgets_less(data: Path, tmp_path: Path) -> None:
+    longer = {"epochs": 8, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
+    runs = {
+        method: learn(config(data, method, training=longer), tmp_path / method).summary()
+        for method in ("finetune", "replay", "joint")
+    }
+    assert runs["finetune"]["last"] + 0.2 < min(runs["replay"]["last"], runs["joint"]["last"])
+    assert runs["finetune"]["forgetting"] > runs["replay"]["forgetting"]
+
+
+def test_a_learner_never_sees_samples_of_other_tasks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = []
+    original = get_learner("finetune").losses
+
+    def watch(self: Any, batch: Batch) -> Any:
+        seen[-1].update(batch.y.tolist())
+        return original(self, batch)
+
+    monkeypatch.setattr("krstore.learning.learners.finetune.Finetune.losses", watch)
+    monkeypatch.setattr(
+        "krstore.learning.learners.finetune.Finetune.begin_step", lambda self, task: seen.append(set()), raising=False
+    )
+    learn(config(data), tmp_path / "run")
+    assert seen == [{0, 1}, {2, 3}, {4, 5}]
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_new_samples_pass_through_a_lossy_codec(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through: bool
+) -> None:
+    settings = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 8.0, "flip": False}
+    batches: list[Batch] = []
+    original = KRIL.losses
+    monkeypatch.setattr(KRIL, "losses", lambda self, batch: (batches.append(batch), original(self, batch))[1])
+    learn(config(data, "kril", **settings, **{"memory.through_codec": through}), tmp_path / "run")
+    memory = Memory(tmp_path / "run" / "memory")
+    stored = {row.tobytes() for row in memory.samples.read(np.arange(len(memory)))}
+    last = batches[-1]
+    new = [row.numpy().tobytes() in stored for row in last.x[~last.replayed]]
+    old = [row.numpy().tobytes() in stored for row in last.x[last.replayed]]
+    assert all(old)
+    assert all(new) if through else not any(new)
+    assert torch.equal(last.replayed, last.y < 4)
+
+
+@pytest.mark.parametrize(("update", "stores"), [("append", 3), ("merge", 1), ("double", 2)])
+def test_a_krnet_teaches_itself_or_stands_beside_others(data: Path, tmp_path: Path, update: str, stores: int) -> None:
+    settings = {"memory.codec": "krnet", "memory.ratio": 2.0, "memory.update": update}
+    settings["memory.settings"] = {"iterations": 3, "c0": 4, "d0": 8}
+    result = learn(config(data, "kril", **settings), tmp_path / "run")
+    memory = Memory(tmp_path / "run" / "memory")
+    assert [entry.codec for entry in memory.manifest.stores] == ["krnet"] * stores
+    assert memory.classes == dict.fromkeys(range(CLASSES), TRAIN)
+    assert result.finished
+
+
+def test_a_budget_is_kept_at_every_step(data: Path, tmp_path: Path) -> None:
+    settings = {"memory.codec": "transform", "memory.preset": "linear", "memory.budget": 30_000}
+    result = learn(config(data, "kril", **settings), tmp_path / "run")
+    for step, share in zip(result.steps, (1 / 3, 2 / 3, 1), strict=True):
+        assert 0.5 * share * 30_000 < step.memory_bytes <= share * 30_000
+
+
+def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
+    result = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
+    assert Memory(tmp_path / "run" / "memory").classes == dict.fromkeys(range(CLASSES), 5)
+    assert result.finished
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory.ratio": 3.0}, "codec raw is lossless"),
+        ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
+        ({"memory.codec": "transform", "memory.exemplars": 3}, "need through_codec=false"),
+        ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),
+        ({"base": 3, "steps": 2}, "do not divide"),
+        ({"training": {"learning_rate": 1e30, "milestones": ()}}, "no longer finite"),
+    ],
+)
+def test_runs_that_cannot_be(data: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        learn(config(data, "kril", **settings), tmp_path / "run")
+
+
+def test_the_same_seed_gives_the_same_results(data: Path, tmp_path: Path) -> None:
+    first, same, other = (
+        learn(config(data, "replay", seed=seed), tmp_path / f"run{n}") for n, seed in enumerate((1, 1, 2))
+    )
+    assert [step.confusion for step in first.steps] == [step.confusion for step in same.steps]
+    assert [step.confusion for step in first.steps] != [step.confusion for step in other.steps]
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[3])
+import msgspec
+from krstore.learning.config import RunConfig
+from krstore.learning.harness import learn
+class Progress:
+    def note(self, message): print(message, flush=True)
+    def task(self, *a, **k):
+        from krstore.progress import SILENT
+        return SILENT.task(*a, **k)
+learn(msgspec.json.decode(sys.argv[1], type=RunConfig), sys.argv[2], progress=Progress())
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
+    built = config(data, "kril", **{"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 8.0})
+    whole = learn(built, tmp_path / "whole")
+    arguments = [msgspec.json.encode(built).decode(), str(tmp_path / "killed"), str(Path(__file__).parent)]
+    for wait in (1, 0):
+        with subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            while wait and "step 0" not in process.stdout.readline():
+                pass
+            time.sleep(0.02 * wait)
+            process.send_signal(signal.SIGKILL if wait else 0)
+            process.stdout.read()
+    ended = read_result(tmp_path / "killed")
+    assert ended.finished
+    assert [step.confusion for step in ended.steps] == [step.confusion for step in whole.steps]
+    assert [step.memory_bytes for step in ended.steps] == [step.memory_bytes for step in whole.steps]
+
+
+def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
+    learn(config(data), tmp_path / "run")
+    assert learn(config(data), tmp_path / "run").finished
+    with pytest.raises(UsageError, match=r"is of another run \(seed: 0 there, 1 here\)"):
+        learn(config(data, seed=1), tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
+    with pytest.raises(Exception, match="malformed"):
+        read_result(tmp_path / "run")
+
+
+def test_images_are_normalised(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, each, seed in (("train", 6, 0), ("test", 3, 1)):
+        x, y = samples(each, seed)
+        np.savez(folder / f"{name}.npz", features=(40 * x).clip(0, 255).astype(np.uint8), labels=y)
+    built = config(folder, "replay", mean=(0.5,), std=(0.25,), crop=1)
+    assert learn(built, tmp_path / "run").finished
+    assert Training().epochs == 160
