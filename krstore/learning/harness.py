@@ -7,6 +7,7 @@ one, and ``stepK.safetensors``, the network and what the learner keeps after the
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,24 +150,22 @@ class _Run:
             groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
         )
         schedule = _schedule(optimiser, training, stream.batches)
-        name = f"step {task.number} of {len(self.scenario.tasks) - 1}"
-        with self.progress.task(name, training.epochs * stream.batches, "batches") as bar:
+        step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
+        with self.progress.task(step, training.epochs * stream.batches, "batches") as bar:
             for _ in range(training.epochs):
                 self.learner.train_mode()
                 for batch in stream.epoch():
                     terms = self._terms(batch)
                     loss = torch.stack(list(terms.values())).sum()
-                    if not bool(loss.isfinite()):
-                        raise UsageError(
-                            f"step {task.number}: the loss is no longer finite "
-                            f"({', '.join(f'{k}={float(v.detach()):.3g}' for k, v in terms.items())}); lower the learning rate"
-                        )
+                    figures = {name: float(value.detach()) for name, value in terms.items()}
+                    if not math.isfinite(sum(figures.values())):
+                        raise UsageError(f"{step}: the loss is no longer finite ({figures}); lower the learning rate")
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     self.learner.after_backward()
                     optimiser.step()
                     schedule.step()
-                    bar.advance(1, **{name: float(value.detach()) for name, value in terms.items()})
+                    bar.advance(1, **figures)
         self.network.eval()
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
