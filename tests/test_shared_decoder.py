@@ -41,6 +41,23 @@ def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings
     assert (shared.config["width"], shared.config["tile"]) == (first.config["width"], first.config["tile"])
 
 
+@pytest.mark.parametrize("width", [0, 16])
+def test_a_stored_encoder_needs_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    settings = {"width": width, "iterations": 300, "encoder": True}
+    first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=8, settings=settings, device="cpu")
+    fitted = krstore.encode(
+        patterns(600, 1), tmp_path / "b.krs", ratio=8, settings={**settings, "encoder": False}, device="cpu"
+    )
+    monkeypatch.setattr("krstore_codecs.transform.Trainer", None)
+    second = krstore.encode(patterns(600, 1), tmp_path / "c.krs", ratio=8, decoder=first, device="cpu")
+    assert second.quality.nmse < 1.3 * fitted.quality.nmse + 0.01
+    assert second.config["encoder"]
+    names = [name for name in first.header.members if name.startswith("payload/network/") and "step" not in name]
+    assert "payload/network/encoder" in names
+    for name in names:
+        assert second.header.members[name] == first.header.members[name]
+
+
 def test_targets_hold_with_a_shared_decoder(tmp_path: Path) -> None:
     first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=20, settings={"width": 0}, device="cpu")
     limit = 0.05 * float(patterns(300, 1).features.var(dtype=np.float64))

@@ -10,13 +10,16 @@ optimized image compression", ICLR 2017; Theis et al., "Lossy image compression 
 2017). The step follows the byte target while training, and lambda follows the step: at small errors a step of s costs
 s^2 / 12 a coefficient, whence lambda is a multiple of s^2. Only the synthesis is stored, quantised. What comes out of
 the entropy coder depends on integers alone.
+
+On request the analysis is stored as well, so that later samples are encoded for the same decoder without a fit, and an
+affine map a channel gives what is decoded the source's variance (`krstore_codecs._restore`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 import numpy as np
@@ -24,23 +27,34 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
-from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
-from krstore.source import Ids, Source, SourceSpec
+from krstore.errors import TargetUnreachableError, UsageError
+from krstore.source import Ids, Source
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
-from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder, unpack_network
-from krstore_codecs._normalise import Normaliser, grid_shape
+from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder
+from krstore_codecs._normalise import Normaliser
 from krstore_codecs._restore import Restoration
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
-from krstore_codecs._transform import Analysis, Layout, RateModel, Synthesis, Tiles
+from krstore_codecs._transform import Analysis, RateModel, Synthesis
 from krstore_codecs._transform_loss import RateDistortion
 from krstore_codecs._transform_plan import FIXED_BYTES, Units, plan
+from krstore_codecs._transform_stored import (
+    COEFFICIENTS,
+    ENCODER,
+    RESTORE,
+    SHARED,
+    STEP,
+    StoredSynthesis,
+    TransformSizes,
+    as_stored,
+    pack_encoder,
+    read_encoder,
+)
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Transform", "TransformConfig"]
 
-COEFFICIENTS, STEP, RESTORE = "latent/coefficients", "network/step", "network/restore"
 RESTORE_SAMPLES = 2048
 SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
 
@@ -76,17 +90,9 @@ class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
     restore: Annotated[
         bool, msgspec.Meta(description="let each channel vary as the source's does: more error, less of a shift")
     ] = False
-
-
-class TransformSizes(msgspec.Struct, frozen=True):
-    """What rebuilds the synthesis: layout, tile and channels of the KLT, width of the net, unit of output, storage."""
-
-    square: bool
-    tile: int
-    channels: int
-    width: int
-    unit: float
-    weights: Literal["quantised", "float32"]
+    encoder: Annotated[
+        bool, msgspec.Meta(description="store the encoder too, so that this decoder takes other samples without a fit")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,13 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             analysis = Analysis(begin.basis, begin.width, begin.tiles)
             synthesis = Synthesis(begin.units.layout.shape[0], len(begin.basis), begin.width, begin.tiles)
         synthesis.begin_at(begin.basis, begin.units.centre)
-        rate = RateModel(tuple(begin.coefficients.shape[1:]), begin.step, begin.sample_bits)
+        encoder_bits = 8 * sum(p.numel() for p in analysis.parameters()) if config.encoder else 0
+        sample_bits = max(begin.sample_bits - encoder_bits / source.spec.samples, begin.sample_bits / 8)
+        rate = RateModel(tuple(begin.coefficients.shape[1:]), begin.step, sample_bits)
         rate.begin_at(begin.coefficients)
         context.progress.note(
             f"transform: {len(begin.basis)} channels of tiles {begin.tiles.shape}, width {begin.width}, "
-            f"{sum(p.numel() for p in synthesis.parameters()):,} weights, {begin.sample_bits / 8:.1f} bytes a sample"
+            f"{sum(p.numel() for p in synthesis.parameters()):,} weights, {sample_bits / 8:.1f} bytes a sample"
         )
         quantiser = WeightQuantiser(synthesis, fine="basis") if config.weights == "quantised" else None
         iterations = 0
@@ -139,7 +147,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             )  # fmt: skip
             loss.iterations = iterations = trainer.planned
             trainer.run()
-            stored = _as_stored(synthesis, quantiser)
+            stored = as_stored(synthesis, quantiser)
             with_net, without = begin.errors(analysis.cpu(), stored, float(rate.step))
             said = f"transform: error {with_net:.3g} of the variance with the net, {without:.3g} in these bytes without"
             if config.width is None and without < with_net:
@@ -156,7 +164,11 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             SIZES: msgspec.json.encode(sizes), NORMALISER: normaliser.to_bytes(),
             WEIGHTS: pack_weights(state, None if quantiser is None else quantiser.steps()),
         }  # fmt: skip
-        step, analysis = float(rate.step), analysis.to(context.device)
+        step = float(rate.step)
+        if config.encoder:
+            members[ENCODER] = pack_encoder(analysis.cpu())
+            analysis = read_encoder(members[ENCODER], analysis)
+        analysis = analysis.to(context.device)
         if config.restore:
             restoration = _restoration(
                 source, normaliser, begin.units, analysis, synthesis.to(context.device), step, context
@@ -166,8 +178,8 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _fit_to(self, decoder: SharedDecoder, source: Source, context: FitContext) -> FittedTransform:
-        """Train an analysis, from the pseudo-inverse of the synthesis' KLT on, for a synthesis that stays as it is."""
-        config, opened = self.config, _Synthesis(decoder.payload, source.spec, context.device)
+        """Use the analysis stored beside a synthesis, or train one for it from its KLT's pseudo-inverse on."""
+        config, opened = self.config, StoredSynthesis(decoder.payload, source.spec, context.device)
         sizes, synthesis, normaliser = opened.sizes, opened.network, opened.normaliser
         for name in ("width", "tile", "channels"):
             if getattr(config, name) not in (None, getattr(sizes, name)):
@@ -178,8 +190,10 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             analysis = Analysis(basis, sizes.width, opened.tiles).to(context.device)
-        shared = [name for name in (SIZES, NORMALISER, WEIGHTS, RESTORE) if name in decoder.payload.names()]
+        shared = [name for name in SHARED if name in decoder.payload.names()]
         members = {name: decoder.payload.read(name) for name in shared}
+        if ENCODER in members:
+            analysis = read_encoder(members[ENCODER], analysis).to(context.device)
         target = None
         if context.budget is not None:
             room = context.budget - sum(map(len, members.values())) - FIXED_BYTES
@@ -191,7 +205,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
             target = 8 * room / source.spec.samples
         rate = RateModel((sizes.channels, *opened.tiles.coefficients), opened.step, target).to(context.device)
         iterations = 0
-        if sizes.width:
+        if sizes.width and ENCODER not in members:
             batches = self._batches(source, normaliser, context)
             with torch.no_grad():
                 rate.begin_at(analysis(units.enter(next(batches.batches())[1])))
@@ -211,7 +225,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         """Return the config with what was chosen filled in."""
         return msgspec.structs.replace(
             self.config, width=fitted.sizes.width, tile=fitted.sizes.tile, channels=fitted.sizes.channels,
-            weights=fitted.sizes.weights, restore=RESTORE in fitted.network,
+            weights=fitted.sizes.weights, restore=RESTORE in fitted.network, encoder=ENCODER in fitted.network,
             iterations=fitted.iterations or self.config.iterations,
         )  # fmt: skip
 
@@ -233,28 +247,10 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         return _TransformDecoder(payload, context)
 
 
-class _Synthesis:
-    """A stored synthesis, and what it takes to use it."""
-
-    def __init__(self, payload: MemberReader, spec: SourceSpec, device: str) -> None:
-        self.sizes = _read_sizes(payload, spec)
-        self.normaliser = Normaliser.from_bytes(spec, payload.read(NORMALISER))
-        self.layout = Layout(grid_shape(spec), self.sizes.square)
-        channels, *grid = self.layout.shape
-        self.tiles = Tiles((grid[0], grid[1]), self.sizes.tile)
-        self.step = float(np.frombuffer(payload.read(STEP), "<f4", 1)[0])
-        network = unpack_network(
-            lambda: Synthesis(channels, self.sizes.channels, self.sizes.width, self.tiles),
-            {"": WEIGHTS}, payload, quantised=self.sizes.weights == "quantised", device=device,
-        )  # fmt: skip
-        assert isinstance(network, Synthesis)
-        self.network = network
-
-
 class _TransformDecoder(NeuralDecoder):
     def __init__(self, payload: MemberReader, context: OpenContext) -> None:
         super().__init__(payload, context)
-        self._synthesis = _Synthesis(payload, context.spec, context.device)
+        self._synthesis = StoredSynthesis(payload, context.spec, context.device)
         sizes = self._synthesis.sizes
         self._shape = (sizes.channels, *self._synthesis.tiles.coefficients)
         self._integers = IntegerBlocks(payload, COEFFICIENTS, context.kept, math.prod(self._shape))
@@ -272,19 +268,6 @@ class _TransformDecoder(NeuralDecoder):
         laid = self._synthesis.network(integers.reshape(-1, *self._shape) * self._synthesis.step)
         grids = self._synthesis.layout.leave(laid) * self._unit
         return grids if self._restoration is None else self._restoration(grids)
-
-
-def _as_stored(synthesis: Synthesis, quantiser: WeightQuantiser | None) -> Synthesis:
-    """Return a copy on the CPU whose weights are rounded as the file will have them."""
-    kept, length = synthesis.basis.vectors.shape
-    channels = length // math.prod(synthesis.tiles.shape)
-    width = 0 if isinstance(synthesis.net, nn.Identity) else synthesis.net.first.out_channels
-    copy = Synthesis(channels, kept, int(width), synthesis.tiles)
-    state = {name: value.detach().cpu().clone() for name, value in plain_state(synthesis).items()}
-    for name, step in ({} if quantiser is None else quantiser.steps()).items():
-        state[name] = torch.round(state[name] / step) * step
-    copy.load_state_dict(state)
-    return copy
 
 
 def _check_range(normaliser: Normaliser, context: FitContext) -> None:
@@ -307,24 +290,6 @@ def _check_range(normaliser: Normaliser, context: FitContext) -> None:
     if beyond[worst] > SLACK:
         raise UsageError(f"{said}. Encode without --decoder")
     context.progress.note(f"transform: {said}; what is beyond is clipped")
-
-
-def _read_sizes(payload: MemberReader, spec: SourceSpec) -> TransformSizes:
-    try:
-        sizes = msgspec.json.decode(payload.read(SIZES), type=TransformSizes)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CorruptStoreError(f"the transform's sizes are malformed: {error}") from error
-    layout = Layout(grid_shape(spec), sizes.square)
-    channels, *grid = layout.shape
-    if not (
-        layout in Layout.choices(layout.grid)
-        and 1 <= sizes.tile <= max(grid)
-        and 1 <= sizes.channels <= channels * math.prod(Tiles((grid[0], grid[1]), sizes.tile).shape)
-        and 0 <= sizes.width <= 1 << 16
-        and 0 < sizes.unit < math.inf
-    ):
-        raise CorruptStoreError(f"a transform of sizes {sizes} does not make samples of shape {spec.shape}")
-    return sizes
 
 
 def _restoration(
