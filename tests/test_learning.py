@@ -24,6 +24,7 @@ from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._importance import mean_over_samples, penalty
 from krstore.learning.learners.ewc import EWC
+from krstore.learning.learners.gfr import GFR, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
 from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network, build_network
@@ -295,6 +296,55 @@ def test_kril_teaches_only_what_is_recited_and_slows_the_body_down() -> None:
     assert "aux" not in learner.losses(batch)
 
 
+def test_the_gradient_penalty_of_a_linear_critic() -> None:
+    """Its gradient is the same everywhere: (||w|| - 1)^2."""
+    weight = torch.tensor([3.0, 4.0])
+    critic = LinearCritic(weight)
+    assert gradient_penalty(critic, torch.randn(5, 2), torch.randn(5, 2), torch.zeros(5)).item() == pytest.approx(16)
+
+
+class LinearCritic(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_gfr_weighs_its_terms_by_the_old_classes_of_each_new_one() -> None:
+    network = Network(nn.Linear(2, 2), 2)
+    network.grow(2)
+    learner = GFR({"epochs": 1, "hidden": 4, "replayed": 6, "distillation": 0.5}, network, 0)
+    learner.begin_step(Task(0, 0, 2, (0, 1)))
+    batch = Batch(X, torch.tensor([0, 1]), torch.tensor([False, False]))
+    assert learner.losses(batch).keys() == {"ce"}
+    learner.end_step(Task(0, 0, 2, (0, 1)), lambda: iter([(X, torch.tensor([0, 1]))]))
+    network.grow(3)
+    learner.begin_step(Task(1, 2, 3, (2,)))
+    before = network.body(X).detach()
+    with torch.no_grad():
+        network.body.bias += torch.tensor([3.0, 0.0])  # type: ignore[operator]
+    batch = Batch(X, torch.tensor([2, 2]), torch.tensor([False, False]))
+    torch.manual_seed(0)
+    terms = learner.losses(batch)
+    k = 2.0
+    assert terms["distillation"].item() == pytest.approx(0.5 * k * np.sqrt(2 * 9), rel=1e-5)
+    torch.testing.assert_close(terms["ce"], nn.functional.cross_entropy(network(X), batch.y) / (k + 1))
+    torch.manual_seed(0)
+    features, labels = learner._generated(6, X.device)
+    assert labels.max() < 2
+    expected = k * nn.functional.cross_entropy(network.head(features), labels) / (k + 1)
+    torch.testing.assert_close(terms["replay"], expected)
+    learner.train_mode()
+    assert not network.training
+    state = {name: value.clone() for name, value in learner.state().items()}
+    again = GFR({"epochs": 1, "hidden": 4}, network, 0)
+    again.load_state(state)
+    assert all(torch.equal(state[name], value) for name, value in again.state().items())
+    assert before.shape == (2, 2)
+
+
 def test_the_classifier_keeps_what_it_has_when_it_grows() -> None:
     network = two_weights()
     before = network(X).detach()
@@ -321,7 +371,8 @@ def test_weights_bring_their_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", LEARNERS)
 def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Path, method: str) -> None:
-    result = learn(config(data, method), tmp_path / "run")
+    options = {"epochs": 2, "hidden": 16} if method == "gfr" else {}
+    result = learn(config(data, method, options=options), tmp_path / "run")
     assert result.finished
     assert [len(step.by_task) for step in result.steps] == [1, 2, 3]
     assert result.steps[0].accuracy > 0.6
@@ -336,7 +387,8 @@ def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Pat
         assert last.memory_bytes == Memory(memory).bytes
         assert Memory(memory).classes == dict.fromkeys(range(CLASSES), TRAIN)
     weights = sum(p.numel() for p in (*body().parameters(), *nn.Linear(8, CLASSES).parameters()))
-    assert sum(last.held_bytes.values()) == (4 * weights if method in ("ewc", "mas") else 0)
+    held = {"ewc": weights, "mas": weights, "gfr": (200 + 1 + CLASSES) * 16 + 16 * 17 + 17 * 8}
+    assert sum(last.held_bytes.values()) == 4 * held.get(method, 0)
 
 
 def test_rehearsal_forgets_less(data: Path, tmp_path: Path) -> None:

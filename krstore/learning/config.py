@@ -25,7 +25,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Training(_Options, frozen=True, kw_only=True):
-    """SGD over some epochs.
+    """SGD or Adam over some epochs.
 
     Attributes:
         milestones: epochs at whose end the rate is multiplied by `gamma`, where the schedule is ``"milestones"``; a
@@ -34,6 +34,7 @@ class Training(_Options, frozen=True, kw_only=True):
 
     epochs: Annotated[int, msgspec.Meta(ge=0)] = 160
     batch_size: Positive = 128
+    optimiser: Literal["sgd", "adam"] = "sgd"
     learning_rate: NotNegative = 0.1
     schedule: Literal["milestones", "cosine"] = "milestones"
     milestones: tuple[int, ...] = (80, 120)

@@ -146,9 +146,7 @@ class _Run:
             {"params": group["params"], "lr": training.learning_rate * group.get("rate", 1.0)}
             for group in self.learner.parameter_groups(task)
         ]
-        optimiser = torch.optim.SGD(
-            groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
-        )
+        optimiser = _optimiser(groups, training)
         schedule = _schedule(optimiser, training, stream.batches)
         step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
         with self.progress.task(step, training.epochs * stream.batches, "batches") as bar:
@@ -237,6 +235,14 @@ def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor
     if source.spec.dtype == "uint8" or config.mean is not None or config.std is not None:
         return Inputs.of(source.spec, "auto", config.mean, config.std)
     return lambda x: x.float()
+
+
+def _optimiser(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
+    if training.optimiser == "adam":
+        return torch.optim.Adam(groups, weight_decay=training.weight_decay)
+    return torch.optim.SGD(
+        groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
+    )
 
 
 def _schedule(

@@ -12,6 +12,7 @@ __all__ = ["LEARNERS", "get_learner"]
 LEARNERS = {
     "ewc": "EWC",
     "finetune": "Finetune",
+    "gfr": "GFR",
     "joint": "Joint",
     "kril": "KRIL",
     "mas": "MAS",

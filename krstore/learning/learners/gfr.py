@@ -1,0 +1,226 @@
+"""GFR: generative feature replay (Liu et al., CVPR Workshops 2020).
+
+From the second task on, with k old classes for each new one,
+
+    L = (L_ce(new) + k L_ce(generated)) / (k + 1) + k ||F(x) - F_old(x)||
+
+where generated embeddings of old classes, drawn uniformly, go through the classifier alone, and the last term, over the
+embeddings of the batch's new samples, is the norm of their difference as one vector, neither squared nor averaged. The
+network stays in eval mode. After each task a conditional Wasserstein GAN with a gradient penalty learns the embeddings
+of the task's classes, and, by `alignment` k sum ||G(z, c) - G_old(z, c)||^2 over old classes, keeps what it knew of
+them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from krstore.learning.learners.base import Learner, LearnerConfig, SampleBatches, frozen
+from krstore.learning.network import Network
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+
+__all__ = ["GFR", "GFRConfig", "Generator", "gradient_penalty"]
+
+SLOPE = 0.2
+DECAY_EVERY, DECAY = 200, 0.3  # epochs of the GAN, and what its rate is multiplied by then
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class GFRConfig(LearnerConfig, frozen=True, kw_only=True):
+    """Options of GFR.
+
+    Attributes:
+        distillation: weight of the last term.
+        replayed: generated embeddings in a batch.
+        latent, hidden: numbers of z, and of the GAN's hidden layers.
+        epochs, batch_size, rate: of the GAN's Adam.
+        critic_steps: steps of the critic for one of the generator.
+        penalty: weight of the gradient penalty.
+        alignment: weight of what keeps old classes.
+    """
+
+    distillation: NotNegative = 1.0
+    replayed: Positive = 128
+    latent: Positive = 200
+    hidden: Positive = 512
+    epochs: Positive = 501
+    batch_size: Positive = 128
+    rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
+    critic_steps: Positive = 5
+    penalty: NotNegative = 10.0
+    alignment: NotNegative = 1e-3
+
+
+class Generator(nn.Module):
+    """Noise (B, Z) and classes (B,) to embeddings (B, D): two hidden layers, rectified at the end.
+
+    A class adds a row to the first layer's answer, which is a one-hot vector beside the noise, for any number of them.
+    """
+
+    def __init__(self, latent: int, hidden: int, width: int) -> None:
+        super().__init__()
+        self.noise, self.classes = nn.Linear(latent, hidden), nn.Embedding(1, hidden)
+        self.rest = nn.Sequential(
+            nn.LeakyReLU(SLOPE), nn.Linear(hidden, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, width), nn.ReLU()
+        )
+
+    def grow(self, classes: int) -> None:
+        """Know more classes; those that it knows keep their rows."""
+        self.classes = _grown(self.classes, classes)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        """Generate."""
+        return torch.as_tensor(self.rest(self.noise(z) + self.classes(y)))
+
+
+class _Critic(nn.Module):
+    """Embeddings (B, D) and classes (B,) to scores (B,), conditioned by projection."""
+
+    def __init__(self, width: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(width, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, hidden), nn.LeakyReLU(SLOPE)
+        )
+        self.score, self.classes = nn.Linear(hidden, 1), nn.Embedding(classes, hidden)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        hidden = self.body(x)
+        return torch.as_tensor(self.score(hidden)[:, 0] + (self.classes(y) * hidden).sum(1))
+
+
+class GFR(Learner):
+    """Generative feature replay."""
+
+    name = "gfr"
+    summary = "generative feature replay: a GAN of embeddings stands in for old classes"
+    Config = GFRConfig
+
+    def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
+        super().__init__(options, network, seed)
+        self._generator: Generator | None = None
+        self._teacher: nn.Module | None = None
+        self._old = self._ratio = 0.0
+
+    def begin_step(self, task: Task) -> None:
+        """Keep the body as the last task left it."""
+        self._old, self._ratio = task.first, task.first / (task.stop - task.first)
+        self._teacher = frozen(copy.deepcopy(self.network.body)) if task.number else None
+
+    def train_mode(self) -> None:
+        """Train the first task; later the statistics of batch norm stay."""
+        self.network.train(self._teacher is None)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms, weighted as they are added."""
+        embedded = self.network.body(batch.x)
+        ce = F.cross_entropy(self.network.head(embedded), batch.y)
+        if self._teacher is None or self._generator is None:
+            return {"ce": ce}
+        k = self._ratio
+        with torch.no_grad():
+            wanted = self._teacher(batch.x)
+            features, labels = self._generated(self.config.replayed, batch.x.device)
+        replayed = F.cross_entropy(self.network.head(features), labels)
+        distance = torch.linalg.vector_norm(embedded.float() - wanted.float())
+        return {
+            "ce": ce / (k + 1),
+            "replay": k * replayed / (k + 1),
+            "distillation": self.config.distillation * k * distance,
+        }
+
+    def end_step(self, task: Task, samples: SampleBatches) -> None:
+        """Train the GAN on the task's embeddings."""
+        self.network.eval()
+        with torch.no_grad():
+            pairs = [(self.network.body(x), y) for x, y in samples()]
+        x, y = torch.cat([p[0] for p in pairs]).float(), torch.cat([p[1] for p in pairs])
+        before = self._generator
+        generator = Generator(self.config.latent, self.config.hidden, x.shape[1])
+        if before is not None:
+            generator = copy.deepcopy(before)
+        generator.grow(task.stop)
+        self._generator = self._fitted(generator.to(x.device), before, task, x, y)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the generator."""
+        return {} if self._generator is None else dict(self._generator.state_dict())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a generator."""
+        self._generator = Generator(self.config.latent, self.config.hidden, self.network.width)
+        self._generator.grow(len(state["classes.weight"]))
+        self._generator.load_state_dict(dict(state))
+        frozen(self._generator.to(next(self.network.parameters()).device))
+
+    def _generated(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return embeddings of old classes, drawn uniformly, and their labels."""
+        assert self._generator is not None
+        labels = torch.randint(0, int(self._old), (count,)).to(device)
+        return self._generator(torch.randn(count, self.config.latent).to(device), labels), labels
+
+    def _fitted(self, generator: Generator, before: Generator | None, task: Task, x: Tensor, y: Tensor) -> Generator:
+        config = self.config
+        generator.train().requires_grad_(True)
+        critic = _Critic(x.shape[1], config.hidden, task.stop).to(x.device)
+        optimisers = [torch.optim.Adam(m.parameters(), config.rate, (0.5, 0.999)) for m in (generator, critic)]
+
+        def noise(count: int) -> Tensor:
+            return torch.randn(count, config.latent).to(x.device)
+
+        turn = 0
+        for epoch in range(config.epochs):
+            for own in optimisers:
+                own.param_groups[0]["lr"] = config.rate * DECAY ** (epoch // DECAY_EVERY)
+            for rows in torch.split(torch.randperm(len(x)), config.batch_size):
+                real, labels = x[rows.to(x.device)], y[rows.to(x.device)]
+                with torch.no_grad():
+                    fake = generator(noise(len(rows)), labels)
+                loss = critic(fake, labels).mean() - critic(real, labels).mean()
+                _step(optimisers[1], loss + config.penalty * gradient_penalty(critic, real, fake, labels))
+                turn += 1
+                if turn % config.critic_steps:
+                    continue
+                loss = -critic(generator(noise(len(rows)), labels), labels).mean()
+                if before is not None and config.alignment:
+                    old = torch.randint(0, task.first, (config.batch_size,)).to(x.device)
+                    z = noise(config.batch_size)
+                    with torch.no_grad():
+                        wanted = before(z, old)
+                    apart = (generator(z, old) - wanted).square().sum()
+                    loss = loss + config.alignment * self._ratio * apart
+                _step(optimisers[0], loss)
+        return frozen(generator)  # type: ignore[return-value]
+
+
+def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean of (||gradient of the critic|| - 1)^2 at random points between real and fake (B, D).
+
+    Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017, Eq. 3.
+    """
+    between = torch.lerp(real, fake, torch.rand(len(real), 1).to(real.device)).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(between, labels).sum(), between, create_graph=True)
+    return torch.as_tensor((gradient.norm(dim=1) - 1).square().mean())
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def _grown(table: nn.Embedding, rows: int) -> nn.Embedding:
+    with torch.device(table.weight.device):
+        grown = nn.Embedding(rows, table.embedding_dim)
+    with torch.no_grad():
+        grown.weight[: min(rows, table.num_embeddings)] = table.weight[:rows]
+    return grown
