@@ -28,6 +28,7 @@ from krstore.learning.learners.gfr import GFR, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
 from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network, build_network
+from krstore.learning.report import report
 from krstore.learning.results import read_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.streams import Augmentation, Batch
@@ -538,3 +539,38 @@ def test_images_are_normalised(tmp_path: Path) -> None:
     built = config(folder, "replay", mean=(0.5,), std=(0.25,), crop=1)
     assert learn(built, tmp_path / "run").finished
     assert Training().epochs == 160
+
+
+# reports
+
+
+def test_a_report_of_runs(data: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        learn(config(data, "replay", seed=seed), tmp_path / "runs" / f"raw{seed}")
+    learn(config(data, "replay", **{"memory.exemplars": 3}), tmp_path / "runs" / "few")
+    learn(config(data), tmp_path / "finetune")
+    groups = report([tmp_path / "runs", tmp_path / "finetune"], tmp_path / "report")
+    assert [(group.name, len(group.runs)) for group in groups] == [
+        ("replay 3 a class", 1), ("replay", 2), ("finetune", 1)
+    ]  # fmt: skip
+    for group in groups:
+        last = [run.steps[-1].accuracy for run in group.runs]
+        assert group.figures()["last"][0] == pytest.approx(np.mean(last))
+        assert group.classes == [2, 4, 6]
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert [one["bytes"] for one in facts] == [group.bytes for group in groups]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<svg") == 2 + 3
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"accuracy.svg", "bytes.svg", "confusion_0.svg"}
+
+
+def test_runs_that_cannot_be_reported(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no finished run"):
+        report([tmp_path], tmp_path / "report")
+    learn(config(data), tmp_path / "a")
+    learn(config(data, steps=4), tmp_path / "b")
+    with pytest.raises(UsageError, match="tasks of different sizes"):
+        report([tmp_path / "a", tmp_path / "b"], tmp_path / "report")

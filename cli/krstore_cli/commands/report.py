@@ -1,0 +1,54 @@
+"""krstore report: runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krstore_cli import output
+from krstore_cli.options import Json, Quiet, Verbose, option
+
+if TYPE_CHECKING:
+    from krstore.learning.report import Group
+
+__all__ = ["EXAMPLE", "report"]
+
+EXAMPLE = "Example: krstore report finetune kril joint -o report"
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or with runs below them.", show_default=False)],
+    folder: Annotated[Path, option("--output", "-o", help="The report's folder.", show_default=False)],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Compare finished runs of krstore learn: a table, accuracy curves, bytes, confusion matrices, in one page.
+
+    Runs that differ in their seed alone are shown as mean and standard deviation.
+    """
+    out = output.begin(json, quiet, verbose)
+    from krstore.learning.report import report as write
+
+    groups = write(runs, folder)
+    columns = ("method", "seeds", "last %", "average %", "forgetting %", "bytes")
+    facts = [
+        {
+            "name": group.name, "seeds": len(group.runs), "bytes": group.bytes,
+            **{name: value for name, (value, _) in group.figures().items()},
+        }
+        for group in groups
+    ]  # fmt: skip
+    out.result(facts, output.table(columns, [_row(group) for group in groups]))
+    out.status(f"wrote {folder / 'report.html'}")
+
+
+def _row(group: Group) -> tuple[str, ...]:
+    shown = [_percent(*group.figures()[name]) for name in ("last", "average_incremental", "forgetting")]
+    return (group.name, str(len(group.runs)), *shown, f"{group.bytes:,}")
+
+
+def _percent(value: float, spread: float | None) -> str:
+    return f"{100 * value:.2f}" + ("" if spread is None else f" +- {100 * spread:.2f}")
