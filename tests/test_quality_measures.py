@@ -156,3 +156,28 @@ def test_what_a_store_states_is_measured_on_its_own_bytes(tmp_path: Path) -> Non
 def test_figures_by_class_keep_seven_digits(value: float) -> None:
     assert round_figure(value) == pytest.approx(value, rel=5.1e-7, abs=0)
     assert len(str(round_figure(value))) <= 13
+
+
+def test_how_much_of_the_variance_is_kept() -> None:
+    """Half the amplitude in one channel keeps a quarter of its variance; a dead channel does not count."""
+    truth = np.random.default_rng(0).normal(size=(50, 3, 4)).astype(np.float32)
+    truth[:, 2] = 7
+    decoded = truth.copy()
+    decoded[:, 0] /= 2
+    assert measured(truth, decoded).variance_kept == pytest.approx((0.25 + 1) / 2, rel=1e-6)
+    assert measured(truth[:, 2:], truth[:, 2:]).variance_kept is None
+
+
+def test_a_discriminator_tells_smooth_from_sharp_and_nothing_from_the_same() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(300, 3, 16)).astype(np.float32)
+    assert measured(truth, truth).discriminator == 0.5
+    smooth = truth.copy()
+    smooth[:, :, 1:] = (truth[:, :, 1:] + truth[:, :, :-1]) / 2
+    told = measured(truth, smooth).discriminator
+    assert told is not None
+    assert told > 0.8
+    alike = measured(truth, rng.permutation(truth)).discriminator
+    assert alike is not None
+    assert alike == pytest.approx(0.5, abs=0.1)
+    assert measured(truth[:3], smooth[:3]).discriminator is None

@@ -50,6 +50,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         max_abs: the largest absolute error.
         cosine: mean over samples of the cosine similarity of a sample and its decoding, flattened.
         per_class: `mse` of each class, in ascending order of label; empty without labels.
+        variance_kept: mean over channels of the decoded samples' variance over the source's; dead ones left out.
+        discriminator: how often a small classifier tells a decoded sample from one of the source, of some it has not
+            seen; 0.5 is by chance. Networks that meet both learn the difference.
         coverage_mse: exemplar stores only: mean over all source samples of the squared distance, per element,
             to the nearest kept exemplar of their class.
     """
@@ -61,6 +64,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_abs: float
     cosine: float
     per_class: tuple[float, ...] = ()
+    variance_kept: float | None = None
+    discriminator: float | None = None
     coverage_mse: float | None = None
 
 

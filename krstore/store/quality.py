@@ -13,6 +13,7 @@ from krstore.progress import SILENT, Progress
 from krstore.snapshots import SnapshotSource, SnapshotStats, State, check_state, is_float
 from krstore.source import Array, Ids, Source, SourceStats, class_indices, to_channels_first
 from krstore.store.header import Quality, SnapshotQuality
+from krstore.store.shift import Shift
 
 __all__ = ["measure", "measure_snapshots", "round_figure"]
 
@@ -31,7 +32,7 @@ def measure(
     spec = source.spec
     count = spec.samples if kept is None else len(kept)
     squared, cosine, max_abs = np.zeros(count), np.zeros(count), 0.0
-    by_channel = np.zeros(spec.channels)
+    by_channel, shift = np.zeros(spec.channels), Shift(count, spec.channels)
     rows_per_chunk = max(1, (16 << 20) // max(1, spec.sample_bytes))
     with progress.task("measure", count) as task:
         for start in range(0, count, rows_per_chunk):
@@ -42,6 +43,7 @@ def measure(
             dots = (truth * decoded).sum(axis=(1, 2))
             both_zero = ~(truth.any(axis=(1, 2)) | decoded.any(axis=(1, 2)))
             cosine[rows] = np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero)
+            shift.add(rows, truth, decoded)
             truth -= decoded
             max_abs = max(max_abs, float(np.abs(truth).max(initial=0)))
             np.square(truth, out=truth)
@@ -61,6 +63,8 @@ def measure(
         max_abs=max_abs,
         cosine=float(cosine.mean()),
         per_class=tuple(round_figure(squared[ids].mean() / spec.elements) for ids in class_indices(labels).values()),
+        variance_kept=shift.variance_kept(),
+        discriminator=shift.discriminator() if mse > 0 else 0.5,
         coverage_mse=None if kept is None else _coverage(source, decode, kept),
     )
 

@@ -122,10 +122,10 @@ class Samples(Subject):
         return measure(self.source, self.codec.open(sink, context).decode, self.stats, sink.kept, self.progress)
 
     def placeholder_quality(self) -> Quality:
-        digits = long_figures(8 + (self.classes or 0))
+        digits = long_figures(10 + (self.classes or 0))
         return Quality(
             mse=next(digits), mse_normalised=next(digits), nmse=next(digits), psnr=next(digits),
-            max_abs=next(digits), cosine=next(digits),
+            max_abs=next(digits), cosine=next(digits), variance_kept=next(digits), discriminator=next(digits),
             coverage_mse=next(digits) if self.codec.kind is Kind.EXEMPLAR else None,
             per_class=tuple(round_figure(next(digits)) for _ in range(self.classes or 0)),
         )  # fmt: skip
