@@ -187,6 +187,21 @@ def scaling(document: Document) -> str:
     return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{_footer(document)}"
 
 
+def replay(document: Document) -> str:
+    """Decoded samples a second beside those that a network trains on."""
+    trained = document["trained"]
+    cells = [
+        [
+            row["name"], f"{row['uncached']:,.0f}", f"{row['uncached'] / trained:.1f}", f"{row['cached']:,.0f}",
+            f"{row['cached'] / trained:.1f}",
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = ["", "samples a second", "times training", "from the cache", "times training"]
+    said = f"{_archive(document)} Training: {trained:,.0f} samples a second."
+    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+
+
 def family(document: Document) -> str:
     """krnet's family at one file size."""
     cells = [
@@ -213,6 +228,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "frontier": frontier,
     "lossless": lossless,
     "memory": memory,
+    "replay": replay,
     "paper_training": paper_training,
     "random_access": random_access,
     "scaling": scaling,

@@ -49,6 +49,13 @@ def published(name: str) -> Any:
     return document
 
 
+def test_replay(tmp_path: Path) -> None:
+    document = tiny("replay", tmp_path)
+    assert [row["name"] for row in document["rows"]] == ["raw", "pq"]
+    assert document["trained"] > 0
+    assert all(min(row["cached"], row["uncached"]) > 0 for row in document["rows"])
+
+
 def test_lossless(tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
     document = tiny("lossless", tmp_path)

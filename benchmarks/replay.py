@@ -1,0 +1,84 @@
+"""Whether replay keeps up with training: decoded samples a second beside those that a task network trains on.
+
+The task network is the ResNet-32's after `layer3.0` with a classifier, in float32, batches of 128. Stores are read in
+random order, with nothing kept in memory, and with what has been entropy-decoded kept. Networks of stores are trained
+for a few iterations only, as their quality does not matter here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import krstore
+from benchmarks._common import Run, archive_facts, main
+from krstore.backbones import resnet32_tail
+from krstore.source import Source
+
+BATCH, SECONDS, EVERYTHING = 128, 6.0, 1 << 40
+CASES: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "pq": {"ratio": 20},
+    "transform": {"ratio": 100, "settings": {"iterations": 100, "width": 72}},
+    "autoencoder": {"ratio": 40, "settings": {"iterations": 20}},
+    "krnet": {"ratio": 40, "settings": {"iterations": 20}},
+}
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train for some seconds, then replay every store for as long."""
+    source = run.source()
+    trained = _rate(_training(source, run.tiny), run.tiny)
+    rows = []
+    for codec, options in list(CASES.items())[: 2 if run.tiny else None]:
+        store = krstore.encode(source, run.folder / f"{codec}.krs", codec, device="cpu", **options)
+        cached = store.replay(batch_size=BATCH, cache_bytes=EVERYTHING, prefetch=0)
+        for _ in cached:  # fills the cache
+            pass
+        rows.append(
+            {
+                "name": codec,
+                "file_bytes": store.bytes.file,
+                "cached": _rate((len(y) for _, y in cached.forever()), run.tiny),
+                "uncached": _rate(
+                    (len(y) for _, y in store.replay(batch_size=BATCH, cache_bytes=0, prefetch=0).forever()), run.tiny
+                ),
+            }
+        )
+    return {"archive": archive_facts(source), "batch": BATCH, "trained": trained, "rows": rows}
+
+
+def _training(source: Source, tiny: bool) -> Iterator[int]:
+    """Train a task network on random batches of the archive, held in memory; yield the samples of each."""
+    assert source.labels is not None
+    x = torch.from_numpy(source.read(np.arange(source.spec.samples))).float()
+    y = torch.from_numpy(np.unique(source.labels, return_inverse=True)[1])
+    body: nn.Module = nn.AdaptiveAvgPool2d(1) if tiny else resnet32_tail()
+    network = nn.Sequential(body, nn.Flatten(), nn.Linear(x.shape[1], int(y.max()) + 1))
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    while True:
+        ids = torch.randint(len(x), (BATCH,))
+        loss: Tensor = F.cross_entropy(network(x[ids]), y[ids])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        yield BATCH
+
+
+def _rate(counts: Iterator[int], tiny: bool) -> float:
+    """Return samples a second, after one batch untimed."""
+    next(counts)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < (0.2 if tiny else SECONDS):
+        done += next(counts)
+    return done / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main("replay", __doc__, measure)
