@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "SourceSpec",
     "SourceStats",
+    "Subset",
     "chunks",
     "class_indices",
     "default_channel_axis",
@@ -99,6 +100,26 @@ class Source(Protocol):
 
     def read(self, ids: Ids) -> Array:
         """Return the samples (len(ids), *shape) of these IDs, in this order, in the source's dtype."""
+
+
+class Subset:
+    """Some samples of a source, in an order of their own; a source itself.
+
+    Args:
+        source: whose samples.
+        ids: which (n,).
+        labels: of them (n,); default their own.
+    """
+
+    def __init__(self, source: Source, ids: Ids, labels: Ids | None = None) -> None:
+        self._source, self._ids = source, ids
+        self.labels = source.labels[ids] if labels is None and source.labels is not None else labels
+        self.task = None if source.task is None else source.task[ids]
+        self.spec = replace(source.spec, samples=len(ids))
+
+    def read(self, ids: Ids) -> Array:
+        """Return samples by their place in the subset."""
+        return self._source.read(self._ids[ids])
 
 
 @dataclass(frozen=True)

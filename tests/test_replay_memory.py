@@ -381,3 +381,55 @@ def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> No
             f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores
         }
     assert len(seen) > 2
+
+
+SLOW = """
+import sys, time
+import krstore.memory.parallel as parallel
+from krstore.distributed import joined, processes
+from krstore import Memory
+original = parallel.encode
+def slow(source, output, *arguments, **options):
+    done = original(source, output, *arguments, **options)
+    print(f"encoded {output.name}", flush=True)
+    if processes()[0] == 1 and sys.argv[3] == "die":
+        import os; os._exit(9)
+    return done
+parallel.encode = slow
+with joined():
+    Memory(sys.argv[1]).extend([sys.argv[2]], "raw", shards=4)
+"""
+
+
+def together(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def test_processes_share_an_encode_and_one_that_dies_spoils_nothing(memory: Memory, tmp_path: Path) -> None:
+    source = example_source(50)
+    np.savez(tmp_path / "features.npz", features=source.features, labels=source.labels)
+    script = tmp_path / "script.py"
+    script.write_text(SLOW)
+    died = together(script, memory.path, tmp_path / "features.npz", "die")
+    assert died.returncode != 0
+    assert len(Memory(memory.path)) == 0
+    ended = together(script, memory.path, tmp_path / "features.npz", "live")
+    assert ended.returncode == 0, ended.stderr
+    assert "encoded 0-1.krs" not in ended.stdout, "the shard that the dead process had finished"
+    memory.reload()
+    assert (memory.manifest.generation, len(memory.stores)) == (1, 4)
+    np.testing.assert_array_equal(memory.samples.read(np.arange(50)), source.features)
+    np.testing.assert_array_equal(memory.samples.labels, source.labels)
+    assert not (memory.path / "work").exists()
+
+
+def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:
+    source = example_source(30)
+    np.savez(tmp_path / "features.npz", features=source.features, labels=source.labels)
+    entries = memory.extend([tmp_path / "features.npz"], "raw", shards=3)
+    assert [entry.samples for entry in entries] == [10, 10, 10]
+    with pytest.raises(UsageError, match="30 samples do not make 31 shards"):
+        memory.extend([tmp_path / "features.npz"], "raw", shards=31)
+    with pytest.raises(UsageError, match=r"nothing\.npz cannot be read"):
+        memory.extend([tmp_path / "nothing.npz"], "raw")

@@ -9,11 +9,11 @@ import numpy as np
 
 from krstore.errors import ConfigError, UsageError
 from krstore.learning.config import MemoryConfig
-from krstore.learning.scenario import Scenario, Subset
+from krstore.learning.scenario import Scenario
 from krstore.memory import Memory
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
-from krstore.source import class_indices
+from krstore.source import Subset, class_indices
 from krstore.store.writer import encode
 
 __all__ = ["Recall"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from krstore.errors import UsageError
 from krstore.learning.data import Dataset
 from krstore.learning.orders import class_order
-from krstore.source import Array, Ids, Source, SourceSpec
+from krstore.source import Ids, Subset
 
-__all__ = ["Scenario", "Subset", "Task"]
+__all__ = ["Scenario", "Task"]
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,6 @@ class Task:
     first: int
     stop: int
     names: tuple[int, ...]
-
-
-class Subset:
-    """Some samples of a source, with labels of their own; a source itself."""
-
-    task: Ids | None = None
-
-    def __init__(self, source: Source, ids: Ids, labels: Ids) -> None:
-        self._source, self._ids = source, ids
-        self.labels: Ids | None = labels
-        self.spec: SourceSpec = replace(source.spec, samples=len(ids))
-
-    def read(self, ids: Ids) -> Array:
-        """Return samples by their place in the subset."""
-        return self._source.read(self._ids[ids])
 
 
 class Scenario:

@@ -170,6 +170,12 @@ class Memory:
             commit(entries)
         return added
 
+    def extend(self, archives: Sequence[str | Path], codec: str = "transform", **options: Any) -> list[Entry]:
+        """Encode archives into stores, several processes sharing the work; see `krstore.memory.parallel.extend`."""
+        from krstore.memory.parallel import extend
+
+        return extend(self, archives, codec, **options)
+
     def drop(self, classes: Sequence[int]) -> int:
         """Replay these classes no more, and return how many bytes that frees.
 
@@ -237,14 +243,16 @@ class Memory:
         return checked
 
     @contextlib.contextmanager
-    def working(self, name: str) -> Iterator[Path]:
-        """Yield where an encode under way may write; when it ends well, nothing of it stays."""
+    def working(self, name: str, *, leave: bool = False) -> Iterator[Path]:
+        """Yield where an encode under way may write; when it ends well, nothing of it stays unless `leave` says so."""
         folder = self.path / WORK / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
         yield folder
+        if leave:
+            return
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may be at work
             folder.parent.rmdir()

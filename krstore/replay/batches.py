@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from krstore.distributed import processes
 from krstore.errors import UsageError
 from krstore.replay.order import Order
 from krstore.replay.prefetch import ahead
@@ -258,5 +259,4 @@ def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
         raise UsageError("give rank and world_size together, or neither")
     if rank is not None and world_size is not None:
         return rank, world_size
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+    return processes()

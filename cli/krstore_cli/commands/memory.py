@@ -22,6 +22,7 @@ from krstore_cli.options import (
     Settings,
     TaskModel,
     TaskWeights,
+    Trust,
     Verbose,
     chosen_target,
     complete_codec,
@@ -72,6 +73,47 @@ def append(
     """
     out = output.begin(json, quiet, verbose)
     _change(out, folder, "auto", lambda memory: memory.append(*stores, progress=out.progress()))
+
+
+@app.command(epilog="Example: krstore memory encode memory features.h5 --shards 4 --ratio 100")
+def encode(
+    folder: Folder,
+    archives: Annotated[
+        list[Path], typer.Argument(help="Archives (.h5, .npy, .npz, .safetensors) or stores.", show_default=False)
+    ],
+    codec: Annotated[
+        str, option("--codec", help="How to encode; see krstore codecs.", autocompletion=complete_codec)
+    ] = "transform",
+    shards: Annotated[int, option("--shards", min=1, help="Stores that each archive is cut into.")] = 1,
+    ratio: Ratio = None,
+    max_mse: MaxMse = None,
+    preset: Preset = None,
+    settings: Settings = None,
+    decoder: Annotated[Path | None, option("--decoder", help="A store whose decoder all of them use.")] = None,
+    task_model: TaskModel = None,
+    task_weights: TaskWeights = None,
+    trust: Trust = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Encode archives into stores of the memory, which takes them all at once.
+
+    Started by torchrun, each process encodes its share. What an interrupted call has finished is not encoded again.
+    """
+    out = output.begin(json, quiet, verbose)
+    from krstore.distributed import joined, processes
+
+    options: dict[str, Any] = {
+        "shards": shards, "ratio": ratio, "max_mse": max_mse, "preset": preset, "decoder": decoder, "seed": seed,
+        "settings": parse_settings(settings or []), "task_model": load_task_model(task_model, task_weights),
+        "trust": trust, "progress": out.progress(),
+    }  # fmt: skip
+    with joined():
+        first = processes()[0] == 0
+        _change(out, folder, device, lambda memory: memory.extend(archives, codec, **options), report=first)
 
 
 @app.command(epilog="Example: krstore memory merge memory --codec krnet --ratio 40")
@@ -172,12 +214,16 @@ def verify(folder: Folder, json: Json = False, quiet: Quiet = False, verbose: Ve
     )
 
 
-def _change(out: output.Output, folder: Path, device: str, change: Callable[[Memory], object]) -> None:
+def _change(
+    out: output.Output, folder: Path, device: str, change: Callable[[Memory], object], *, report: bool = True
+) -> None:
     from krstore.memory import Memory
 
     began, memory = time.monotonic(), Memory(folder, device=device)
     before = memory.bytes
     change(memory)
+    if not report:
+        return
     _report(out, memory)
     out.status(f"{before:,} bytes became {memory.bytes:,} in {time.monotonic() - began:.1f} s")
 

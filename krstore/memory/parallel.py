@@ -1,0 +1,110 @@
+"""Encoding archives, or parts of them, into a memory: by one process, or by several that share the work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from krstore.archives import open_archive
+from krstore.distributed import barrier, processes
+from krstore.errors import UsageError
+from krstore.progress import SILENT, Progress
+from krstore.registry import get_sample_codec
+from krstore.source import Source, Subset
+from krstore.store.writer import encode
+
+if TYPE_CHECKING:
+    import torch
+
+    from krstore.memory.manifest import Entry
+    from krstore.memory.memory import Memory
+
+__all__ = ["extend"]
+
+
+def extend(
+    memory: Memory,
+    archives: Sequence[str | Path],
+    codec: str = "transform",
+    *,
+    shards: int = 1,
+    ratio: float | None = None,
+    max_mse: float | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    decoder: str | Path | None = None,
+    seed: int = 0,
+    task_model: torch.nn.Module | None = None,
+    trust: bool = False,
+    progress: Progress = SILENT,
+) -> list[Entry]:
+    """Encode archives into stores of a memory, all of which it takes at once.
+
+    Where `torch.distributed` is initialised, each process encodes its share, and the first commits all of them. Shards
+    that an interrupted call has finished are not encoded again: whatever kills a process, the memory is as it was, and
+    the same call completes it.
+
+    Args:
+        memory: on a file system that all processes see.
+        archives: paths; see `krstore.archives.open_archive`.
+        codec, preset, settings, decoder, seed, task_model, progress: see `krstore.encode`.
+        shards: stores that each archive is cut into, by contiguous parts.
+        ratio, max_mse: the target of each store; default the codec's.
+        trust: see `krstore.archives.open_archive`.
+
+    Returns:
+        the entries of the new stores.
+
+    Raises:
+        UsageError: fewer samples than shards, or as `Memory.append`.
+        ArchiveError, TargetUnreachableError: as `krstore.encode`; the memory is as it was.
+    """
+    rank, world = processes()
+    paths = [Path(archive) for archive in archives]
+    asked = {"ratio": ratio, "max_mse": max_mse}
+    target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    get_sample_codec(codec)
+    told = [_identity(path) for path in paths]
+    identity = msgspec.json.encode(
+        [told, codec, shards, target, preset, settings, None if decoder is None else _identity(Path(decoder)), seed]
+    )
+    with memory.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", leave=rank > 0) as folder:
+        parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
+        for number, part in parts[rank::world]:
+            output = folder / f"{number}-{part}.krs"
+            if not output.exists():
+                source = _part(open_archive(paths[number], trust=trust), paths[number], part, shards)
+                encode(
+                    source, output, codec, preset=preset, settings=settings, decoder=decoder, seed=seed, resume=True,
+                    device=memory.device, task_model=task_model, progress=progress, **target,
+                )  # fmt: skip
+        barrier()
+        added: list[Entry] = []
+        if rank == 0:
+            added = memory.append(*(folder / f"{number}-{part}.krs" for number, part in parts), progress=progress)
+        barrier()
+    memory.reload()
+    return added or list(memory.manifest.stores[-len(parts) :])
+
+
+def _identity(path: Path) -> list[str | int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _part(source: Source, path: Path, part: int, shards: int) -> Source:
+    if shards == 1:
+        return source
+    samples = source.spec.samples
+    if not 1 <= shards <= samples:
+        raise UsageError(f"{path}: {samples} samples do not make {shards} shards")
+    bounds = np.linspace(0, samples, shards + 1).astype(np.int64)
+    return Subset(source, np.arange(bounds[part], bounds[part + 1]))
