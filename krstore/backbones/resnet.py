@@ -125,11 +125,11 @@ class ResNetTail(nn.Module):
         return features.mean((2, 3))
 
 
-def resnet32_tail() -> ResNetTail:
-    """Return `resnet32` after its layer ``layer3.0``: features (N, 64, 8, 8) to embeddings (N, 64)."""
-    return ResNetTail(resnet32(), "layer3.0")
+def resnet32_tail(layer: str = "layer3.0") -> ResNetTail:
+    """Return `resnet32` after a layer, by default features (N, 64, 8, 8) to embeddings (N, 64)."""
+    return ResNetTail(resnet32(), layer)
 
 
-def resnet18_tail() -> ResNetTail:
-    """Return `resnet18` after its layer ``layer3.1``: features (N, 256, 14, 14) to embeddings (N, 512)."""
-    return ResNetTail(resnet18(), "layer3.1")
+def resnet18_tail(layer: str = "layer3.1") -> ResNetTail:
+    """Return `resnet18` after a layer, by default features (N, 256, 14, 14) to embeddings (N, 512)."""
+    return ResNetTail(resnet18(), layer)

@@ -56,6 +56,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
             store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);
             ``"auto"`` appends where the codec shares decoders or has none, else ``"double"``.
+        task_model: codecs that look at what a task sees get the network as it is then (krnet's Eq. 3).
         through_codec: new samples pass through the codec too before they are learnt from, so that old and new ones
             are alike; default where the codec is lossy.
     """
@@ -67,6 +68,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     budget: Positive | None = None
     exemplars: Positive | None = None
     update: Literal["auto", "append", "merge", "double"] = "auto"
+    task_model: bool = True
     through_codec: bool | None = None
 
 
@@ -78,8 +80,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         options: the learner's own.
         data, test: see `krstore.learning.data.open_dataset`.
         order, base, steps, per_class: see `krstore.learning.scenario.Scenario`.
-        model, weights: see `krstore.learning.network.build_network`; a network whose weights have a classifier of as
-            many classes as the first task is not trained on it.
+        model, model_args, weights: see `krstore.learning.network.build_network`; a network whose weights have a
+            classifier of as many classes as the first task is not trained on it.
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`.
         base_training, training: of the first task, and of those that follow.
@@ -96,6 +98,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     steps: Positive = 10
     per_class: Positive | None = None
     model: str = "krstore.backbones:resnet32"
+    model_args: dict[str, Any] = {}
     weights: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -73,7 +73,7 @@ class _Run:
         example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
         if (config.flip or config.crop) and example.ndim != 4:
             raise UsageError(f"flip and crop are for samples (C, H, W); these are {tuple(example.shape[1:])}")
-        self.network = build_network(config.model, config.weights, example).to(self.device)
+        self.network = build_network(config.model, config.weights, example, config.model_args).to(self.device)
         self.given = self.network.classes
         if self.given not in (0, self.scenario.tasks[0].stop):
             raise UsageError(
@@ -113,8 +113,8 @@ class _Run:
         new = self.scenario.train(task.number)
         learner, first = self.learner, task.number == 0
         trained = first and self.given == task.stop
-        if self.recall is not None and (first or self.recall.through_codec):
-            self.recall.take(task.number, new)
+        if self.recall is not None and self.recall.through_codec and not first:
+            self.recall.take(task.number, new, self.network.body)
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
         learner.begin_step(task)
@@ -123,7 +123,7 @@ class _Run:
             self._train(task, training, self._stream(task, new, training.batch_size))
         learner.end_step(task, lambda: batches_of(new, self.prepare, self.device))
         if self.recall is not None:
-            self.recall.take(task.number, new)
+            self.recall.take(task.number, new, self.network.body)
 
     def _stream(self, task: Task, new: Source, batch_size: int) -> Stream:
         """Return what an epoch shows: new samples, and what the learner's kind of rehearsal adds."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +47,9 @@ class Network(nn.Module):
         return torch.as_tensor(self.head(self.body(x)))
 
 
-def build_network(factory: str, weights: str | Path | None, example: Tensor) -> Network:
+def build_network(
+    factory: str, weights: str | Path | None, example: Tensor, arguments: Mapping[str, Any] | None = None
+) -> Network:
     """Build a network.
 
     Args:
@@ -53,11 +57,12 @@ def build_network(factory: str, weights: str | Path | None, example: Tensor) -> 
         weights: a safetensors file with the body's weights, and, where it has ``fc.weight`` and ``fc.bias``, those of
             the classifier of as many classes, in the order of learning.
         example: samples (B, *shape) as the network will get them.
+        arguments: of the factory.
 
     Raises:
         UsageError: the body does not map the samples to embeddings (B, D), or the weights do not fit.
     """
-    body = load_module(factory, weights)
+    body = load_module(factory, weights, arguments)
     if isinstance(getattr(body, "fc", None), nn.Linear):
         body.fc = nn.Identity()
     try:

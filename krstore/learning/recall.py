@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from krstore.errors import ConfigError, UsageError
 from krstore.learning.config import MemoryConfig
@@ -63,35 +65,41 @@ class Recall:
         self._folder = folder.parent
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
 
-    def take(self, number: int, samples: Subset) -> None:
-        """Encode the samples of a task and take them into the memory."""
+    def take(self, number: int, samples: Subset, network: nn.Module) -> None:
+        """Encode the samples of a task and take them into the memory.
+
+        Args:
+            network: maps samples to embeddings; for codecs that look at what a task sees.
+        """
         task = self._scenario.tasks[number]
         first = 1 if self._update == "double" else 0
         merging = self._update in ("merge", "double") and number > first
+        seen_by = copy.deepcopy(network).eval().requires_grad_(False) if self._config.task_model else None
         if task.first not in self.memory.classes:
             kept = _exemplars(samples, self._config.exemplars, self._seed)
             path = self._folder / f"task{number}.krs"
             if merging:
                 encode(kept, path, "raw", force=True)
             else:
-                self._encode(number, kept, path)
+                self._encode(number, kept, path, seen_by)
             self.memory.append(path)
             path.unlink()
         names = [entry.name for entry in self.memory.manifest.stores][first:]
         if merging and len(names) > 1:
             self.memory.merge(
                 self._config.codec, names=names, preset=self._config.preset, settings=self._config.settings,
-                seed=self._seed, progress=self._progress,
+                seed=self._seed, progress=self._progress, task_model=seen_by,
                 **self._target(self._scenario.tasks[first].first, task.stop, 0),
             )  # fmt: skip
 
-    def _encode(self, number: int, samples: Subset, path: Path) -> None:
+    def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
         task, stores = self._scenario.tasks[number], self.memory.stores
         decoder = stores[0] if stores and self._codec.shares_decoder else None
         shared = 0 if decoder is None else sum(map(self.memory.network_bytes, self.memory.manifest.networks))
         encode(
             samples, path, self._config.codec, preset=self._config.preset, settings=self._config.settings,
-            device=self._device, seed=self._seed, decoder=decoder, force=True, resume=True, progress=self._progress,
+            device=self._device, seed=self._seed, decoder=decoder, force=True, resume=True, task_model=task_model,
+            progress=self._progress,
             **self._target(task.first, task.stop, shared),
         )  # fmt: skip
 
