@@ -1,0 +1,75 @@
+"""Adapters, with the real frameworks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import krstore
+from krstore.errors import UsageError
+from krstore.testing import ArraySource
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> krstore.Replay:
+    features = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    memory = krstore.Memory.create(tmp_path / "memory")
+    memory.append(krstore.encode(ArraySource(features, np.arange(60) % 2), tmp_path / "a.krs", "raw", device="cpu"))
+    return memory.replay(seed=3)
+
+
+@pytest.fixture
+def new() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.randn(40, 4), torch.full((40,), 2)), batch_size=8)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_on_both_and_resumes_where_it_was(
+    replay: krstore.Replay, new: DataLoader[Any], tmp_path: Path
+) -> None:
+    lightning = pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = torch.nn.Linear(4, 3)
+            self.seen: list[torch.Tensor] = []
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            x, y = batch
+            self.seen.append(y)
+            return torch.nn.functional.cross_entropy(self.network(x), y)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def trainer(epochs: int) -> Any:
+        return lightning.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+
+    module, first = Module(), trainer(2)
+    first.fit(module, datamodule=ReplayDataModule(new, replay, share=0.75))
+    labels = torch.cat(module.seen)
+    assert [len(batch) for batch in module.seen] == [32] * 10
+    assert ((labels < 2).float().mean() - 0.75).abs() < 0.01
+    assert replay.state_dict() == {"epoch": 4, "offset": 0}
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    fresh = krstore.Memory(tmp_path / "memory").replay(seed=3)
+    trainer(3).fit(Module(), datamodule=ReplayDataModule(new, fresh, share=0.75), ckpt_path=tmp_path / "a.ckpt")
+    assert fresh.state_dict() == {"epoch": 6, "offset": 0}
+
+
+def test_lightning_refuses_a_share_out_of_range(replay: krstore.Replay, new: DataLoader[Any]) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    with pytest.raises(UsageError, match="share=1 is not in"):
+        ReplayDataModule(new, replay, share=1)
