@@ -44,7 +44,19 @@ def family(document: Document, path: Path) -> None:
     _draw(lines, path, f"bytes of codes a sample, in a file of ratio {document['ratio']}", "NMSE")
 
 
-PICTURES: dict[str, Callable[[Document, Path], None]] = {"frontier": frontier, "accuracy": accuracy, "family": family}
+def learning(document: Document, path: Path) -> None:
+    """Draw accuracy against classes seen, a line a method, means over seeds."""
+    lines: dict[str, Line] = {}
+    for name in _names(document["rows"]):
+        rows = [row for row in document["rows"] if row["name"] == name]
+        curves = [row["accuracy"] for row in rows]
+        lines[name] = (rows[0]["classes"], [sum(step) / len(curves) for step in zip(*curves, strict=True)])
+    _draw(lines, path, "classes seen", "accuracy on all of them")
+
+
+PICTURES: dict[str, Callable[[Document, Path], None]] = {
+    "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
+}  # fmt: skip
 Line = tuple[list[float], list[float]]
 
 

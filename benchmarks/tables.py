@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 __all__ = ["TABLES", "table"]
@@ -187,6 +188,27 @@ def scaling(document: Document) -> str:
     return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{_footer(document)}"
 
 
+def learning(document: Document) -> str:
+    """What each method has learnt in the end, and in how many bytes."""
+    groups: dict[str, list[Document]] = {}
+    for row in document["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    figures = ("last", "average_incremental", "average_incremental_later", "forgetting")
+    cells = [
+        [
+            name, str(len(rows)), *(_spread([100 * row[figure] for row in rows]) for figure in figures),
+            f"{max(row['bytes'] for row in rows):,}", f"{mean(row['seconds'] for row in rows):.0f}",
+        ]
+        for name, rows in groups.items()
+    ]  # fmt: skip
+    head = ["", "seeds", "last, %", "average, %", "without step 0, %", "forgetting, %", "bytes kept", "s"]
+    return f"{table(head, cells)}\n\n{_footer(document)}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
 def replay(document: Document) -> str:
     """Decoded samples a second beside those that a network trains on."""
     trained = document["trained"]
@@ -226,6 +248,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "compare": compare,
     "family": family,
     "frontier": frontier,
+    "learning": learning,
     "lossless": lossless,
     "memory": memory,
     "replay": replay,

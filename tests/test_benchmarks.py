@@ -56,6 +56,12 @@ def test_replay(tmp_path: Path) -> None:
     assert all(min(row["cached"], row["uncached"]) > 0 for row in document["rows"])
 
 
+def test_learning(tmp_path: Path) -> None:
+    document = tiny("learning", tmp_path)
+    (row,) = document["rows"]
+    assert (row["name"], row["classes"], len(row["accuracy"]), row["bytes"]) == ("finetune", [1, 2, 3], 3, 0)
+
+
 def test_lossless(tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
     document = tiny("lossless", tmp_path)

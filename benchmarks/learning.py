@@ -1,0 +1,75 @@
+"""Class-incremental learning on one protocol: every method at its fast preset, what it has learnt and what it keeps.
+
+`--data` names a folder with `train.h5` and `test.h5`, features of the ResNet-32's layer `layer3.0` for all of CIFAR-100,
+and `weights.safetensors`, its weights after the first fifty classes of the order `lucir`. Ten tasks of five classes
+follow. Runs are in bfloat16.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import Run, main
+from krstore.learning.config import build_run_config
+from krstore.learning.data import Dataset
+from krstore.learning.harness import learn
+from krstore.testing import example_source
+
+SEEDS = (0, 1, 2)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "finetune": ("finetune", {}),
+    "ewc": ("ewc", {}),
+    "mas": ("mas", {}),
+    "gfr": ("gfr", {}),
+    "kril, transform": ("kril", {}),
+    "kril, transform, restored": ("kril", {"memory.settings": {"encoder": True, "restore": True}}),
+    "kril, pq": ("kril", {"memory.codec": "pq", "memory.ratio": 50}),
+    "kril, raw (oracle)": ("kril", {"memory.codec": "raw"}),
+    "joint": ("joint", {}),
+}
+KEPT = ("last", "average_incremental", "average_incremental_later", "forgetting", "backward_transfer", "seconds")
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Run every method with every seed; rows of an earlier run are kept."""
+    dataset, given = _tiny() if run.tiny else _given(run)
+    done = {(row["name"], row["seed"]): row for row in run.earlier.get("rows", [])}
+    rows: list[dict[str, Any]] = []
+    for seed in SEEDS[:1] if run.tiny else SEEDS:
+        for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]:
+            row = done.pop((name, seed), None)
+            if row is None:
+                config = build_run_config(method, preset="fast", seed=seed, device="cpu", **given, **own)
+                result = learn(config, run.folder / f"{name}-{seed}", dataset=dataset)
+                summary = result.summary()
+                row = {
+                    "name": name, "seed": seed, "accuracy": [step.accuracy for step in result.steps],
+                    "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
+                    "bytes": summary["memory_bytes"] + summary["held_bytes"],
+                    **{figure: summary[figure] for figure in KEPT},
+                }  # fmt: skip
+                print(f"{name:28} {seed} {100 * row['last']:.2f}", file=sys.stderr)
+            rows.append(row)
+            run.save({"rows": [*rows, *done.values()]})
+    return {"rows": [*rows, *done.values()]}
+
+
+def _given(run: Run) -> tuple[Dataset | None, dict[str, Any]]:
+    if run.data is None or not run.data.is_dir():
+        raise SystemExit("name a folder with train.h5, test.h5 and weights.safetensors with --data or KRSTORE_DATA")
+    return None, {
+        "data": str(run.data), "weights": str(run.data / "weights.safetensors"), "precision": "bfloat16",
+        "model": "krstore.backbones:resnet32_tail",
+    }  # fmt: skip
+
+
+def _tiny() -> tuple[Dataset, dict[str, Any]]:
+    dataset = Dataset.of(example_source(60, (4, 6, 6)), example_source(30, (4, 6, 6), seed=1))
+    return dataset, {"data": "example", "model": "torch.nn:Flatten", "base": 1, "steps": 2, "training.epochs": 1}
+
+
+if __name__ == "__main__":
+    main("learning", __doc__, measure)
