@@ -1,8 +1,8 @@
 """Class-incremental learning on one protocol: every method at its fast preset, what it has learnt and what it keeps.
 
-`--data` names a folder with `train.h5` and `test.h5`, features of the ResNet-32's layer `layer3.0` for all of CIFAR-100,
-and `weights.safetensors`, its weights after the first fifty classes of the order `lucir`. Ten tasks of five classes
-follow. Runs are in bfloat16.
+`--data` names a folder with `train.h5` and `test.h5`, features of the ResNet-32's layer `layer3.0` for all of
+CIFAR-100, and `weights.safetensors`, its weights after the first fifty classes of the order `lucir`. Ten tasks of five
+classes follow. Runs are in bfloat16.
 """
 
 from __future__ import annotations
