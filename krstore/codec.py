@@ -133,11 +133,13 @@ class FitContext(_AnyFitContext):
         stats: what one pass over the source told; all values are finite.
         task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
         decoder: another store's, to be used as it is; only for codecs that say so.
+        together: all processes of `torch.distributed` do this same fit, and share what it costs where the codec can.
     """
 
     stats: SourceStats
     task_model: torch.nn.Module | None = None
     decoder: SharedDecoder | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,16 @@
-"""Several processes at one piece of work, as `torchrun` starts them."""
+"""Several processes at one piece of work, as `torchrun` starts them: shares of it, or one fit together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed
+from torch import Tensor
 
-__all__ = ["barrier", "joined", "processes"]
+__all__ = ["average", "barrier", "joined", "processes"]
 
 
 def processes() -> tuple[int, int]:
@@ -19,6 +20,18 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over all processes; every process then has the same bits."""
+    own = [tensor for tensor in tensors if tensor.is_floating_point()]
+    world = processes()[1]
+    if world == 1 or not own:
+        return
+    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in own])
+    torch.distributed.all_reduce(flat)
+    for tensor, part in zip(own, torch.split(flat / world, [tensor.numel() for tensor in own]), strict=True):
+        tensor.detach().copy_(part.view_as(tensor))
+
+
 def barrier() -> None:
     """Wait until all processes are here."""
     if processes()[1] > 1:
@@ -26,14 +39,14 @@ def barrier() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` has started, if it has, and that have not been joined yet."""
+def joined() -> Iterator[bool]:
+    """Join the processes that `torchrun` has started, if it has; yield whether there are several."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
     if alone or torch.distributed.is_initialized():
-        yield
+        yield processes()[1] > 1
         return
     torch.distributed.init_process_group("gloo")
     try:
-        yield
+        yield processes()[1] > 1
     finally:
         torch.distributed.destroy_process_group()

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from krstore.codec import FitContext
 from krstore.config import CodecConfig
+from krstore.distributed import average, processes
 from krstore.errors import KrstoreError
 from krstore.source import CHUNK_BYTES, Ids, Source
 from krstore_codecs._normalise import Normaliser
@@ -136,6 +137,13 @@ class BatchFeed:
         return buffer
 
 
+def feed(source: Source, normaliser: Normaliser, config: NeuralConfig, context: FitContext) -> BatchFeed:
+    """Return the batches of a fit; of one that several processes do together, this one's part of them."""
+    rank, world = processes() if context.together else (0, 1)
+    size = -(-config.batch_size // world)
+    return BatchFeed(source, normaliser, size, context.device, context.seed + 100_003 * rank)
+
+
 class Trainer:
     """Runs a fit's iterations: Adam, the paper's schedule, quantisation in the decay, checkpoints, progress.
 
@@ -180,12 +188,18 @@ class Trainer:
                     loss, error = self.loss(ids, grids, iteration)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
+                if self.context.together:
+                    average(p.grad for p in self.network.parameters() if p.grad is not None)
+                    average(self.network.buffers())
                 self.optimizer.step()
                 iteration += 1
                 planned = self.iterations
                 if iteration % 10 == 0 or iteration == planned:
-                    self._watch(iteration, float(error.detach()))
-                    task.advance((iteration % 10 or 10) + planned - self.iterations, loss=float(error.detach()))
+                    shown = error.detach().clone()
+                    if self.context.together:
+                        average([shown])
+                    self._watch(iteration, float(shown))
+                    task.advance((iteration % 10 or 10) + planned - self.iterations, loss=float(shown))
                 if iteration >= self.iterations:
                     break
                 if self.context.checkpoint.due():

@@ -34,7 +34,7 @@ from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, re
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._pca import principal_components
 from krstore_codecs._residual import ResidualDecoder, ResidualEncoder
-from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Positive, Trainer
+from krstore_codecs._training import PAPER_TRAINING, Positive, Trainer, feed
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Autoencoder", "AutoencoderConfig"]
@@ -124,7 +124,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
             error = (decoder(latents).float() - grids).square().mean()
             return error * grids[0].numel(), error
 
-        batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
+        batches = feed(source, normaliser, self.config, context)
         trainer = Trainer(self.config, context, network, batches, loss, quantiser, plan.network_bytes)
         trainer.run()
         latents = encode_all(source, normaliser, encoder, context.device, length)

@@ -43,7 +43,7 @@ from krstore_codecs._neural import NORMALISER, SIZES, WEIGHTS, NeuralDecoder, re
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._pca import principal_components
 from krstore_codecs._residual import ResidualDecoder, ResidualEncoder
-from krstore_codecs._training import PAPER_TRAINING, BatchFeed, Trainer
+from krstore_codecs._training import PAPER_TRAINING, Trainer, feed
 from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["BatchedIdEmbedding", "Groups", "KRNet", "KRNetConfig", "KRNetModule"]
@@ -226,7 +226,7 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
             total = recitation_loss(recited, grids, normaliser, task_model, self.config.gamma)
             return total, (recited - grids).square().mean()
 
-        batches = BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
+        batches = feed(source, normaliser, self.config, context)
         room = budget - 8 * source.spec.channels - 400 - _code_bytes(self.config, source.spec)
         trainer = Trainer(self.config, context, trained, batches, loss, quantiser, room)
         trainer.run()

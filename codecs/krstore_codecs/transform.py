@@ -35,7 +35,7 @@ from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_bl
 from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._restore import Restoration
-from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer
+from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer, feed
 from krstore_codecs._transform import Analysis, RateModel, Synthesis
 from krstore_codecs._transform_loss import RateDistortion
 from krstore_codecs._transform_plan import FIXED_BYTES, Units, plan
@@ -219,7 +219,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         return FittedTransform(sizes, members, step, rows, iterations)
 
     def _batches(self, source: Source, normaliser: Normaliser, context: FitContext) -> BatchFeed:
-        return BatchFeed(source, normaliser, self.config.batch_size, context.device, context.seed)
+        return feed(source, normaliser, self.config, context)
 
     def settled(self, fitted: FittedTransform) -> TransformConfig:
         """Return the config with what was chosen filled in."""

@@ -88,12 +88,12 @@ class Samples(Subject):
 
     def __init__(
         self, codec: Codec[Any, Any], source: Source, task_model: torch.nn.Module | None,
-        decoder: SharedDecoder | None, device: str, progress: Progress,
+        decoder: SharedDecoder | None, device: str, progress: Progress, together: bool = False,
     ) -> None:  # fmt: skip
         codec.validate(source.spec)
         self.codec: Codec[Any, Any] = codec
         self.source, self.task_model, self.decoder = source, task_model, decoder
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.together = device, progress, together
         self.stats = scan(source, progress)
         self.sha256 = self.stats.sha256
         self.classes = None if source.labels is None else len(np.unique(source.labels))
@@ -101,7 +101,7 @@ class Samples(Subject):
     def fit(self, budget: int | None, max_mse: float | None, seed: int, checkpoint: Checkpoint) -> Any:
         context = FitContext(
             stats=self.stats, budget=budget, max_mse=max_mse, device=self.device, seed=seed, progress=self.progress,
-            checkpoint=checkpoint, task_model=self.task_model, decoder=self.decoder,
+            checkpoint=checkpoint, task_model=self.task_model, decoder=self.decoder, together=self.together,
         )  # fmt: skip
         return self.codec.fit(self.source, context)
 

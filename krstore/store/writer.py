@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -52,6 +53,7 @@ def encode(
     resume: bool = False,
     task_model: torch.nn.Module | None = None,
     decoder: Store | str | Path | None = None,
+    together: bool = False,
     progress: Progress = SILENT,
 ) -> Store:
     """Encode a source into a store and open it.
@@ -72,6 +74,8 @@ def encode(
         task_model: a frozen network on features, for codecs that use one (KRNet's Eq. 3).
         decoder: a store of the same codec and of samples of the same kind, whose decoder is used as it is. The new
             file holds the same network, byte for byte, so that a memory of both keeps one.
+        together: all processes of `torch.distributed` call this with the same arguments and share the fit: each
+            computes the gradients of its part of every batch. The first writes the file.
         progress: shown how it goes.
 
     Raises:
@@ -85,14 +89,22 @@ def encode(
     opened = open_archive(source) if isinstance(source, str | Path) else source
     config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
     target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
+    from krstore.distributed import barrier, processes
     from krstore.modules import weights_hash
     from krstore.tensors import resolve_device
 
+    if together and resume and processes()[1] > 1:
+        raise UsageError("resume: a fit that several processes share cannot be taken up; begin it anew")
     device = resolve_device(device)
     shared = None if decoder is None else _shared_decoder(decoder, codec_type, opened.spec)
-    samples = Samples(codec_type(config), opened, task_model, shared, device, progress)
+    samples = Samples(codec_type(config), opened, task_model, shared, device, progress, together)
     others = [None if task_model is None else weights_hash(task_model), None if shared is None else shared.sha256]
-    job.run(samples, target, resume=resume, others=others)
+    if together and processes()[0] > 0:
+        job.follow(samples, target)
+    else:
+        job.run(samples, target, resume=resume, others=others)
+    if together:
+        barrier()
     return Store(job.output, device=device)
 
 
@@ -187,6 +199,11 @@ class _Job:
         with atomic_write(self.output) as file:
             _Encoder(subject, target).write(file, self.seed, checkpoint)
         checkpoint.discard()
+
+    def follow(self, subject: Subject, target: Target | None) -> None:
+        """Do the same as another process that writes the output, for the sake of the fit that both share."""
+        with tempfile.TemporaryFile() as file:
+            _Encoder(subject, target).write(file, self.seed, Checkpoint(None))
 
 
 class _Encoder:

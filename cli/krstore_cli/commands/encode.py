@@ -83,6 +83,7 @@ def encode(
     out = output.begin(json, quiet, verbose)
     from krstore.archives import open_archive, open_snapshots
     from krstore.codec import Kind
+    from krstore.distributed import joined, processes
     from krstore.registry import get_codec
     from krstore.store.summary import summarise
     from krstore.store.writer import default_output, encode_snapshots
@@ -117,7 +118,10 @@ def encode(
     else:
         source = open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust)
         task = load_task_model(task_model, task_weights)
-        store = encode_samples(source, target, codec, task_model=task, decoder=decoder, **given)
+        with joined() as several:
+            store = encode_samples(source, target, codec, task_model=task, decoder=decoder, together=several, **given)
+            if processes()[0] > 0:
+                return
     with store:
         facts = summarise(store)
     seconds = time.monotonic() - began

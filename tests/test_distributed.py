@@ -1,0 +1,76 @@
+"""Processes of torchrun that share a fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import krstore
+from krstore.distributed import average, joined, processes
+from krstore.testing import example_source
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run krstore in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "2"]
+    command = [*launch, Path(sys.executable).with_name("krstore"), *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=180)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    source = example_source(400, (6, 4, 4))
+    np.savez(tmp_path / "features.npz", features=source.features, labels=source.labels)
+    return tmp_path / "features.npz"
+
+
+@pytest.mark.parametrize(
+    ("codec", "settings"),
+    [
+        ("transform", ("width=8", "iterations=200")),
+        ("autoencoder", ("iterations=150", "c0=8", "batch_size=100")),
+    ],
+)
+def test_two_processes_fit_one_codec(archive: Path, tmp_path: Path, codec: str, settings: tuple[str, ...]) -> None:
+    options = [
+        "--codec",
+        codec,
+        "--ratio",
+        10,
+        "--device",
+        "cpu",
+        *(word for one in settings for word in ("--set", one)),
+    ]
+    ran = torchrun("encode", archive, "-o", tmp_path / "two.krs", *options, "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count('"ratio"') == 1, "the first process alone reports"
+    alone = krstore.encode(
+        archive, tmp_path / "one.krs", codec, ratio=10, device="cpu",
+        settings=dict(setting.split("=") for setting in settings),
+    )  # fmt: skip
+    two = krstore.open(tmp_path / "two.krs", device="cpu")
+    two.check()
+    assert two.ratio >= 10
+    assert two.quality.nmse < 1.15 * alone.quality.nmse + 0.01
+    assert {path.name for path in tmp_path.iterdir()} == {"features.npz", "one.krs", "two.krs"}
+
+
+def test_an_error_of_all_is_an_error(archive: Path, tmp_path: Path) -> None:
+    ran = torchrun("encode", archive, "-o", tmp_path / "two.krs", "--codec", "transform", "--max-bytes", 300)
+    assert ran.returncode != 0
+    assert "error: transform: its smallest network" in ran.stderr
+    assert not (tmp_path / "two.krs").exists()
+
+
+def test_one_process_is_alone() -> None:
+    assert processes() == (0, 1)
+    with joined() as several:
+        assert not several
+    x = torch.arange(3.0)
+    average([x, torch.arange(2)])
+    assert x.tolist() == [0, 1, 2]
