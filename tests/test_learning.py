@@ -23,6 +23,7 @@ from krstore.learning.data import open_dataset
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._importance import mean_over_samples, penalty
+from krstore.learning.learners.base import cross_entropy
 from krstore.learning.learners.ewc import EWC
 from krstore.learning.learners.gfr import GFR, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
@@ -272,6 +273,16 @@ def test_penalties_and_how_importances_are_kept() -> None:
     assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
 
 
+def test_a_cross_entropy_over_new_classes_leaves_old_ones_alone() -> None:
+    logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 1.0]])
+    y = torch.tensor([1, 2])
+    expected = nn.functional.cross_entropy(logits[:, 1:], y - 1)
+    torch.testing.assert_close(cross_entropy(logits, y, 1, "new"), expected)
+    torch.testing.assert_close(cross_entropy(logits, y, 1, "all"), nn.functional.cross_entropy(logits, y))
+    mixed = torch.tensor([0, 2])
+    torch.testing.assert_close(cross_entropy(logits, mixed, 1, "new"), nn.functional.cross_entropy(logits, mixed))
+
+
 def test_the_auxiliary_loss_is_a_mean_of_squared_distances() -> None:
     assert auxiliary_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])).item() == 15
 
@@ -395,7 +406,7 @@ def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Pat
 def test_rehearsal_forgets_less(data: Path, tmp_path: Path) -> None:
     longer = {"epochs": 8, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
     runs = {
-        method: learn(config(data, method, training=longer), tmp_path / method).summary()
+        method: learn(config(data, method, training=longer, **{"options.logits": "all"}), tmp_path / method).summary()
         for method in ("finetune", "replay", "joint")
     }
     assert runs["finetune"]["last"] + 0.2 < min(runs["replay"]["last"], runs["joint"]["last"])

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
+import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from krstore.learning.learners.base import Learner, SampleBatches
+from krstore.learning.learners.base import Learner, LearnerConfig, SampleBatches, cross_entropy
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["ImportanceLearner", "mean_over_samples", "penalty"]
+__all__ = ["ImportanceConfig", "ImportanceLearner", "mean_over_samples", "penalty"]
 
 CHUNK = 16  # samples whose gradients are held at once
 
 Weights = dict[str, Tensor]
+
+
+class ImportanceConfig(LearnerConfig, frozen=True, kw_only=True):
+    """Options that EWC and MAS share.
+
+    Attributes:
+        strength: lambda.
+        samples: of a task that importances are measured on; `None` for all.
+        logits: that the cross-entropy is over: of the ``"new"`` classes alone, which leaves the old classifier to the
+            pull, or of ``"all"`` seen.
+    """
+
+    strength: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    logits: Literal["new", "all"] = "new"
 
 
 class ImportanceLearner(Learner):
@@ -28,6 +44,7 @@ class ImportanceLearner(Learner):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self._importance: Weights = {}
         self._anchor: Weights = {}
+        self._first = 0
 
     @abstractmethod
     def importance(self, task: Task, samples: SampleBatches) -> Weights:
@@ -39,11 +56,12 @@ class ImportanceLearner(Learner):
 
     def begin_step(self, task: Task) -> None:
         """Keep the weights that the last task ended with."""
+        self._first = task.first
         self._anchor = {name: value.detach().clone() for name, value in self.network.named_parameters()}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy over all classes seen, and the pull."""
-        terms = {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
+        """Return the cross-entropy and the pull."""
+        terms = {"ce": cross_entropy(self.network(batch.x), batch.y, self._first, self.config.logits)}
         if self._importance:
             terms["pull"] = self.pull(penalty(dict(self.network.named_parameters()), self._anchor, self._importance))
         return terms

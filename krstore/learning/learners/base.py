@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import ConfigError
@@ -28,7 +29,7 @@ from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches"]
+__all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches", "cross_entropy", "frozen"]
 
 SampleBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Yields all samples of a task, (x, y), each time that it is called."""
@@ -105,6 +106,13 @@ class Learner(ABC):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` returned."""
+
+
+def cross_entropy(logits: Tensor, y: Tensor, first: int, over: str) -> Tensor:
+    """Return the cross-entropy of logits (B, C) over all classes seen, or over the ``"new"`` ones, from `first` on."""
+    if over == "all" or int(y.min()) < first:
+        return F.cross_entropy(logits, y)
+    return F.cross_entropy(logits[:, first:], y - first)
 
 
 def frozen(module: nn.Module) -> nn.Module:

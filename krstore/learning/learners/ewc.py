@@ -14,25 +14,22 @@ import msgspec
 import torch.nn.functional as F
 from torch import Tensor
 
-from krstore.learning.learners._importance import ImportanceLearner, mean_over_samples
-from krstore.learning.learners.base import LearnerConfig, SampleBatches
+from krstore.learning.learners._importance import ImportanceConfig, ImportanceLearner, mean_over_samples
+from krstore.learning.learners.base import SampleBatches
 from krstore.learning.scenario import Task
 
 __all__ = ["EWC", "EWCConfig"]
 
 
-class EWCConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of EWC.
+class EWCConfig(ImportanceConfig, frozen=True, kw_only=True):
+    """Options of EWC, beside those of `ImportanceConfig`.
 
     Attributes:
-        strength: lambda.
         clamp: the largest element of F.
-        samples: of a task that F is measured on; `None` for all.
     """
 
     strength: Annotated[float, msgspec.Meta(ge=0)] = 1000.0
     clamp: Annotated[float, msgspec.Meta(gt=0)] | None = 1e-4
-    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class EWC(ImportanceLearner):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import ClassVar, Literal
+
 from torch import Tensor
 
-from krstore.learning.learners.base import Learner
+from krstore.learning.learners.base import Learner, LearnerConfig, cross_entropy
+from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["Finetune"]
+__all__ = ["Finetune", "FinetuneConfig"]
+
+
+class FinetuneConfig(LearnerConfig, frozen=True, kw_only=True):
+    """Options of finetune.
+
+    Attributes:
+        logits: that the cross-entropy of a batch of new classes is over: of the ``"new"`` ones alone, as in PyCIL, or
+            of ``"all"`` seen, which pushes old ones down.
+    """
+
+    logits: Literal["all", "new"] = "new"
 
 
 class Finetune(Learner):
@@ -16,7 +29,14 @@ class Finetune(Learner):
 
     name = "finetune"
     summary = "cross-entropy on the new task alone: the lower bound"
+    Config: ClassVar = FinetuneConfig
+
+    _first = 0
+
+    def begin_step(self, task: Task) -> None:
+        """Note which classes are new."""
+        self._first = task.first
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy over all classes seen."""
-        return {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
+        """Return the cross-entropy."""
+        return {"ce": cross_entropy(self.network(batch.x), batch.y, self._first, self.config.logits)}

@@ -6,28 +6,13 @@ sample's* squared output norm, summed over tasks; the usual implementations take
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import msgspec
 from torch import Tensor
 
-from krstore.learning.learners._importance import ImportanceLearner, mean_over_samples
-from krstore.learning.learners.base import LearnerConfig, SampleBatches
+from krstore.learning.learners._importance import ImportanceConfig, ImportanceLearner, mean_over_samples
+from krstore.learning.learners.base import SampleBatches
 from krstore.learning.scenario import Task
 
-__all__ = ["MAS", "MASConfig"]
-
-
-class MASConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of MAS.
-
-    Attributes:
-        strength: lambda.
-        samples: of a task that Omega is measured on; `None` for all.
-    """
-
-    strength: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
+__all__ = ["MAS"]
 
 
 class MAS(ImportanceLearner):
@@ -35,7 +20,7 @@ class MAS(ImportanceLearner):
 
     name = "mas"
     summary = "memory aware synapses: weights are held by how they move the output"
-    Config = MASConfig
+    Config = ImportanceConfig
 
     def importance(self, task: Task, samples: SampleBatches) -> dict[str, Tensor]:
         """Return the sum of the importances so far and those of the task."""
