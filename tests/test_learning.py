@@ -160,6 +160,21 @@ def test_equal_tasks_and_few_samples(data: Path) -> None:
             Scenario(dataset, base=base, steps=steps)
 
 
+def test_validation_samples_are_not_trained_on(data: Path) -> None:
+    dataset = open_dataset(data)
+    scenario = Scenario(dataset, base=2, steps=2, per_class=20, validation=5, seed=3)
+    trained, tested = scenario.train_until(2), scenario.test_until(2)
+    assert np.bincount(trained.labels).tolist() == [20] * CLASSES  # type: ignore[arg-type]
+    assert np.bincount(tested.labels).tolist() == [5] * CLASSES  # type: ignore[arg-type]
+    rows = {name: {x.tobytes() for x in own.read(np.arange(own.spec.samples))} for name, own in
+            (("train", trained), ("test", tested))}  # fmt: skip
+    assert not rows["train"] & rows["test"]
+    everything = {x.tobytes() for x in dataset.train.read(np.arange(CLASSES * TRAIN))}
+    assert rows["test"] < everything
+    with pytest.raises(UsageError, match="a class has 30 samples, and none would be left"):
+        Scenario(dataset, base=2, steps=2, validation=30)
+
+
 def test_crops_move_and_flips_mirror() -> None:
     x = torch.arange(2 * 3 * 5 * 5.0).reshape(2, 3, 5, 5) + 1
     generator = torch.Generator().manual_seed(0)

@@ -79,7 +79,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         method: a learner's name.
         options: the learner's own.
         data, test: see `krstore.learning.data.open_dataset`.
-        order, base, steps, per_class: see `krstore.learning.scenario.Scenario`.
+        order, base, steps, per_class, validation: see `krstore.learning.scenario.Scenario`.
         model, model_args, weights: see `krstore.learning.network.build_network`; a network whose weights have a
             classifier of as many classes as the first task is not trained on it.
         mean, std: of stored images, after uint8 has been divided by 255.
@@ -97,6 +97,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     base: Annotated[int, msgspec.Meta(ge=0)] = 50
     steps: Positive = 10
     per_class: Positive | None = None
+    validation: Annotated[int, msgspec.Meta(ge=0)] = 0
     model: str = "krstore.backbones:resnet32"
     model_args: dict[str, Any] = {}
     weights: str | None = None

@@ -64,7 +64,7 @@ class _Run:
         self.device = resolve_device(config.device)
         self.scenario = Scenario(
             dataset, order=config.order, base=config.base, steps=config.steps, per_class=config.per_class,
-            seed=config.seed,
+            validation=config.validation, seed=config.seed,
         )  # fmt: skip
         self.result = load_result(folder, config, self.scenario)
         self.prepare = _preparation(config, dataset.train)

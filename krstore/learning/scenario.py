@@ -40,7 +40,9 @@ class Scenario:
         base: classes of step 0 (B50 in the literature); 0 for `steps` equal tasks (B0).
         steps: how many tasks follow step 0, or how many there are in all where `base` is 0.
         per_class: at most so many training samples of each class, drawn by `seed`; `None` for all.
-        seed: of that choice.
+        validation: test on so many training samples of each class, which are not trained on, in the test set's place:
+            for choosing hyper-parameters.
+        seed: of these choices.
 
     Attributes:
         tasks: one a step.
@@ -51,12 +53,12 @@ class Scenario:
 
     def __init__(
         self, dataset: Dataset, *, order: str = "lucir", base: int = 50, steps: int = 10, per_class: int | None = None,
-        seed: int = 0,
+        validation: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
         assert dataset.train.labels is not None
         assert dataset.test.labels is not None
         names = np.unique(dataset.train.labels)
-        self._sources = {"train": dataset.train, "test": dataset.test}
+        self._sources = {"train": dataset.train, "test": dataset.train if validation else dataset.test}
         ordered = names[class_order(order, len(names))]
         bounds = _bounds(len(names), base, steps)
         self.tasks = [
@@ -69,7 +71,7 @@ class Scenario:
             name: places[np.searchsorted(names, source.labels)]  # type: ignore[arg-type]
             for name, source in self._sources.items()
         }
-        self._chosen = _choose(self._labels["train"], per_class, seed)
+        self._chosen, self._tested = _choose(self._labels["train"], per_class, validation, seed)
 
     @property
     def classes(self) -> int:
@@ -86,7 +88,7 @@ class Scenario:
 
     def test_until(self, number: int) -> Subset:
         """Return the test samples of all classes seen after a step."""
-        return self._subset("test", 0, self.tasks[number].stop, None)
+        return self._subset("test", 0, self.tasks[number].stop, self._tested)
 
     def _subset(self, name: str, first: int, stop: int, among: Ids | None) -> Subset:
         labels = self._labels[name]
@@ -106,11 +108,17 @@ def _bounds(classes: int, base: int, steps: int) -> list[int]:
     return [0, *range(base, classes + 1, rest // steps)] if base else list(range(0, classes + 1, rest // steps))
 
 
-def _choose(labels: Ids, per_class: int | None, seed: int) -> Ids | None:
-    if per_class is None:
-        return None
-    if per_class < 1:
-        raise UsageError(f"per_class={per_class} is not positive")
+def _choose(labels: Ids, per_class: int | None, validation: int, seed: int) -> tuple[Ids | None, Ids | None]:
+    """Return the samples to train on, and those of them to test on instead; `None` for all there are."""
+    if per_class is None and not validation:
+        return None, None
+    if validation < 0 or (per_class is not None and per_class < 1):
+        raise UsageError(f"per_class={per_class}, validation={validation}: expected a positive and no negative number")
     rng = np.random.default_rng(seed)
-    chosen = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
-    return np.sort(np.concatenate(chosen))
+    shuffled = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    fewest = min(map(len, shuffled))
+    if validation >= fewest:
+        raise UsageError(f"validation={validation}: a class has {fewest} samples, and none would be left to train on")
+    held = np.sort(np.concatenate([own[:validation] for own in shuffled])) if validation else None
+    chosen = [own[validation:][:per_class] for own in shuffled]
+    return np.sort(np.concatenate(chosen)), held
