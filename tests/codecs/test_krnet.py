@@ -17,16 +17,9 @@ import krstore
 from krstore.config import build_config
 from krstore.source import SourceSpec, SourceStats
 from krstore.testing import ArraySource, example_source
+from krstore_codecs._krnet import BatchedIdEmbedding, Groups, KRNetModule, recitation_loss
 from krstore_codecs._normalise import Normaliser
-from krstore_codecs.krnet import (
-    BatchedIdEmbedding,
-    FittedKRNet,
-    Groups,
-    KRNet,
-    KRNetModule,
-    choose_sizes,
-    recitation_loss,
-)
+from krstore_codecs.krnet import FittedKRNet, KRNet, choose_sizes
 
 MIB = 2**20
 TABLE_II = {50: (64_817, "0.59"), 100: (129_395, "1.17"), 150: (194_217, "1.76"), 200: (255_224, "2.34"),
