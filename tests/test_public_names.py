@@ -24,7 +24,13 @@ NAMES = [
     for name in modules_of(package)
     if not name.endswith("__main__")
 ]
-PACKAGES = {"krstore.store", "krstore_codecs", "krstore_cli", "krstore_cli.commands"}  # nothing but a docstring
+PACKAGES = {
+    "krstore.adapters",
+    "krstore.store",
+    "krstore_codecs",
+    "krstore_cli",
+    "krstore_cli.commands",
+}  # nothing but a docstring
 
 
 @pytest.mark.parametrize("name", NAMES)
