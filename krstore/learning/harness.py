@@ -33,7 +33,7 @@ from krstore.progress import SILENT, Progress
 from krstore.source import Source
 from krstore.tensors import as_tensor, resolve_device
 
-__all__ = ["learn"]
+__all__ = ["MEMORY", "learn"]
 
 MEMORY = "memory"
 TEST_BATCH = 512

@@ -15,7 +15,11 @@ import numpy as np
 
 from krstore.errors import OutputError, UsageError
 from krstore.files import atomic_write
+from krstore.learning.data import open_dataset
+from krstore.learning.harness import MEMORY
 from krstore.learning.results import RESULT, RunResult, read_result
+from krstore.learning.scenario import Scenario
+from krstore.memory import Memory
 from krstore.plots import require_matplotlib
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Group", "collect", "report"]
 
 MARKERS = "osD^vPX*"
+TSNE_CLASSES, TSNE_SAMPLES = 10, 40
 FIGURES = ("last", "average_incremental", "average_incremental_later", "forgetting", "backward_transfer")
 
 
@@ -34,10 +39,12 @@ class Group:
     Attributes:
         name: the method, with its codec and rate where it has a memory.
         runs: finished ones, by seed.
+        folders: of the runs.
     """
 
     name: str
     runs: list[RunResult]
+    folders: list[Path]
 
     @property
     def classes(self) -> list[int]:
@@ -68,28 +75,31 @@ def collect(folders: Sequence[str | Path]) -> list[Group]:
         UsageError: a folder has no finished run, or runs are of different tasks.
         CorruptStoreError: a result is malformed.
     """
-    runs: list[RunResult] = []
+    found: list[tuple[RunResult, Path]] = []
     for folder in map(Path, folders):
-        found = [read_result(path.parent) for path in sorted(folder.rglob(RESULT))]
-        finished = [run for run in found if run.finished]
+        own = [(read_result(path.parent), path.parent) for path in sorted(folder.rglob(RESULT))]
+        finished = [(run, place) for run, place in own if run.finished]
         if not finished:
-            raise UsageError(f"{folder} has no finished run ({len(found)} unfinished); krstore learn goes on with one")
-        runs += finished
-    sizes = {tuple(map(len, run.tasks)) for run in runs}
+            raise UsageError(f"{folder} has no finished run ({len(own)} unfinished); krstore learn goes on with one")
+        found += finished
+    sizes = {tuple(map(len, run.tasks)) for run, _ in found}
     if len(sizes) > 1:
         raise UsageError(f"the runs have tasks of different sizes ({len(sizes)} kinds); report those of one kind")
-    groups: dict[str, list[RunResult]] = {}
-    for run in runs:
-        groups.setdefault(_name(run, runs), []).append(run)
-    return [Group(name, sorted(own, key=lambda run: run.config.seed)) for name, own in groups.items()]
+    groups: dict[str, list[tuple[RunResult, Path]]] = {}
+    for run, place in found:
+        groups.setdefault(_name(run, [run for run, _ in found]), []).append((run, place))
+    ordered = {name: sorted(own, key=lambda pair: pair[0].config.seed) for name, own in groups.items()}
+    return [Group(name, [run for run, _ in own], [place for _, place in own]) for name, own in ordered.items()]
 
 
-def report(folders: Sequence[str | Path], output: str | Path) -> list[Group]:
+def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = False) -> list[Group]:
     """Write a report of runs: ``report.html``, which needs no other file, ``report.json`` and the pictures in it.
 
     Args:
         folders: of runs, or with runs below them.
         output: a folder; made if need be, files of an earlier report are replaced.
+        tsne: draw, of the first run of each method with a memory, the samples that it replays beside the originals,
+            which are read from the data that the run names.
 
     Raises:
         as `collect`; MissingExtraError: matplotlib is not installed; OutputError: something cannot be written.
@@ -102,6 +112,9 @@ def report(folders: Sequence[str | Path], output: str | Path) -> list[Group]:
         raise OutputError(f"{target} cannot be made: {error.strerror}") from error
     pictures = {"accuracy": _curves(groups), "bytes": _bytes(groups)}
     pictures |= {f"confusion_{number}": _confusion(group) for number, group in enumerate(groups)}
+    if tsne:
+        kept = {number: group for number, group in enumerate(groups) if (group.folders[0] / MEMORY).exists()}
+        pictures |= {f"tsne_{number}": _tsne(group) for number, group in kept.items()}
     drawn = {name: _svg(figure) for name, figure in pictures.items()}
     for name, svg in drawn.items():
         _write(target / f"{name}.svg", svg)
@@ -198,6 +211,42 @@ def _confusion(group: Group) -> Figure:
     image = axes.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), vmin=0, vmax=1, cmap="magma")
     axes.set(xlabel="predicted, in the order of learning", ylabel="class", title=group.name)
     figure.colorbar(image)
+    return figure
+
+
+def _tsne(group: Group) -> Figure:
+    """Draw some classes' samples and what the memory decodes them to in one plane, as in the KRNet paper's Fig. 4."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    run = group.runs[0]
+    config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
+    scenario = Scenario(
+        open_dataset(config.data, config.test), order=config.order, base=config.base, steps=config.steps,
+        per_class=config.per_class, validation=config.validation, seed=config.seed,
+    )  # fmt: skip
+    source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
+    assert source.labels is not None
+    chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)
+    parts: list[tuple[Any, Any]] = []
+    for label in chosen:
+        parts.append((source.read(np.flatnonzero(source.labels == label)[:TSNE_SAMPLES]), label))
+        parts.append((memory.samples.read(np.flatnonzero(labels == label)[:TSNE_SAMPLES]), label))
+    values = np.concatenate([features.reshape(len(features), -1) for features, _ in parts]).astype(np.float64)
+    reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
+    plane = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
+    figure, axes = _figure()
+    places = np.split(plane, np.cumsum([len(features) for features, _ in parts])[:-1])
+    for number, own in enumerate(places):
+        colour, once = f"C{number // 2 % 10}", number < 2
+        if number % 2:
+            axes.scatter(*own.T, s=14, marker="x", linewidths=0.8, color=colour, label="replayed" if once else None)
+        else:
+            axes.scatter(
+                *own.T, s=14, linewidths=0.8, facecolors="none", edgecolors=colour, label="original" if once else None
+            )
+    axes.set(title=f"{group.name}: {len(chosen)} classes", xticks=[], yticks=[])
+    axes.legend(fontsize="small")
     return figure
 
 

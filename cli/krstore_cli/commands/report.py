@@ -21,6 +21,9 @@ EXAMPLE = "Example: krstore report finetune kril joint -o report"
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or with runs below them.", show_default=False)],
     folder: Annotated[Path, option("--output", "-o", help="The report's folder.", show_default=False)],
+    tsne: Annotated[
+        bool, option("--tsne", help="Draw what memories replay beside the originals; reads the runs' data.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -32,7 +35,7 @@ def report(
     out = output.begin(json, quiet, verbose)
     from krstore.learning.report import report as write
 
-    groups = write(runs, folder)
+    groups = write(runs, folder, tsne=tsne)
     columns = ("method", "seeds", "last %", "average %", "forgetting %", "bytes")
     facts = [
         {
