@@ -209,6 +209,21 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def generations(document: Document) -> str:
+    """The error of the first task's features as tasks come."""
+    counts = [0, 1, 2, 5, 10]
+    cells = [
+        [
+            row["name"],
+            *(f"{row['nmse'][n]:.4f}" if n < len(row["nmse"]) else "" for n in counts),
+            f"{row['bytes'][-1]:,}",
+        ]
+        for row in document["rows"]
+    ]
+    head = ["NMSE of the first task after", *(f"{n} more" for n in counts), "bytes then"]
+    return f"{table(head, cells)}\n\n{_archive(document)} Ratio {document['ratio']}.\n\n{_footer(document)}"
+
+
 def replay(document: Document) -> str:
     """Decoded samples a second beside those that a network trains on."""
     trained = document["trained"]
@@ -248,6 +263,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "compare": compare,
     "family": family,
     "frontier": frontier,
+    "generations": generations,
     "learning": learning,
     "lossless": lossless,
     "memory": memory,

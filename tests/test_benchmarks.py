@@ -56,6 +56,13 @@ def test_replay(tmp_path: Path) -> None:
     assert all(min(row["cached"], row["uncached"]) > 0 for row in document["rows"])
 
 
+def test_generations(tmp_path: Path) -> None:
+    document = tiny("generations", tmp_path)
+    (row,) = document["rows"]
+    assert len(row["nmse"]) == len(row["bytes"]) == 3
+    assert row["nmse"] == sorted(row["nmse"])
+
+
 def test_learning(tmp_path: Path) -> None:
     document = tiny("learning", tmp_path)
     (row,) = document["rows"]

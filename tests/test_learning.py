@@ -548,6 +548,24 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_pat
     assert [step.memory_bytes for step in ended.steps] == [step.memory_bytes for step in whole.steps]
 
 
+def test_what_is_frozen_stays_after_the_first_task(data: Path, tmp_path: Path) -> None:
+    states = {}
+    original = Network.grow
+
+    def watch(self: Network, classes: int) -> None:
+        states[classes] = {name: value.clone() for name, value in self.body.state_dict().items()}
+        original(self, classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "grow", watch)
+        learn(config(data, "replay", frozen_until="1"), tmp_path / "run")
+    assert states[4].keys() == states[6].keys()
+    changed = {name for name, value in states[6].items() if not torch.equal(value, states[4][name])}
+    assert changed == set(), "the body is a convolution and its norm, both frozen"
+    with pytest.raises(UnknownNameError, match="unknown module to freeze 'conv9'"):
+        learn(config(data, "replay", frozen_until="conv9"), tmp_path / "other")
+
+
 def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
     learn(config(data), tmp_path / "run")
     assert learn(config(data), tmp_path / "run").finished

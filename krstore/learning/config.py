@@ -82,6 +82,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         order, base, steps, per_class, validation: see `krstore.learning.scenario.Scenario`.
         model, model_args, weights: see `krstore.learning.network.build_network`; a network whose weights have a
             classifier of as many classes as the first task is not trained on it.
+        frozen_until: a module of the network's body; from the second task on it, and all that was registered before it,
+            stays as it is and in eval mode: the KRNet paper's F1, where images are learnt from and replayed.
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`.
         base_training, training: of the first task, and of those that follow.
@@ -101,6 +103,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     model: str = "krstore.backbones:resnet32"
     model_args: dict[str, Any] = {}
     weights: str | None = None
+    frozen_until: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flip: bool = True

@@ -24,7 +24,7 @@ from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal
-from krstore.learning.network import build_network
+from krstore.learning.network import build_network, leading_modules
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
@@ -74,6 +74,8 @@ class _Run:
         if (config.flip or config.crop) and example.ndim != 4:
             raise UsageError(f"flip and crop are for samples (C, H, W); these are {tuple(example.shape[1:])}")
         self.network = build_network(config.model, config.weights, example, config.model_args).to(self.device)
+        until = config.frozen_until
+        self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.given = self.network.classes
         if self.given not in (0, self.scenario.tasks[0].stop):
             raise UsageError(
@@ -142,8 +144,13 @@ class _Run:
         )  # fmt: skip
 
     def _train(self, task: Task, training: Training, stream: Stream) -> None:
+        for module in self.frozen if task.number else []:
+            module.requires_grad_(False)
         groups = [
-            {"params": group["params"], "lr": training.learning_rate * group.get("rate", 1.0)}
+            {
+                "params": [p for p in group["params"] if p.requires_grad],
+                "lr": training.learning_rate * group.get("rate", 1.0),
+            }
             for group in self.learner.parameter_groups(task)
         ]
         optimiser = _optimiser(groups, training)
@@ -152,6 +159,8 @@ class _Run:
         with self.progress.task(step, training.epochs * stream.batches, "batches") as bar:
             for _ in range(training.epochs):
                 self.learner.train_mode()
+                for module in self.frozen if task.number else []:
+                    module.eval()
                 for batch in stream.epoch():
                     terms = self._terms(batch)
                     loss = torch.stack(list(terms.values())).sum()

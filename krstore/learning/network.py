@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import UsageError
+from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
 
-__all__ = ["Network", "build_network"]
+__all__ = ["Network", "build_network", "leading_modules"]
 
 
 class Network(nn.Module):
@@ -45,6 +45,20 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map samples (B, *shape) to logits (B, classes)."""
         return torch.as_tensor(self.head(self.body(x)))
+
+
+def leading_modules(body: nn.Module, until: str) -> list[nn.Module]:
+    """Return the innermost modules of a body in the order of registration, up to the last one in `until`.
+
+    Raises:
+        UnknownNameError: the body has no such module.
+    """
+    known = [name for name, _ in body.named_modules() if name]
+    if until not in known:
+        raise UnknownNameError("module to freeze", until, known)
+    leaves = [(name, module) for name, module in body.named_modules() if not list(module.children())]
+    last = max(number for number, (name, _) in enumerate(leaves) if name == until or name.startswith(f"{until}."))
+    return [module for _, module in leaves[: last + 1]]
 
 
 def build_network(
