@@ -114,6 +114,33 @@ def test_appending_a_store_again_changes_nothing(memory: Memory, tmp_path: Path)
     assert len(memory) == 20
 
 
+def test_a_store_that_is_appended_again_is_whole_again(memory: Memory, tmp_path: Path) -> None:
+    path = raw_store(tmp_path, 1, labels=[1] * 15 + [2] * 5)
+    memory.append(path)
+    memory.drop([2])
+    memory.append(path)
+    assert memory.classes == {1: 15, 2: 5}
+
+
+def test_stores_of_another_memory(memory: Memory, sharing: list[krstore.Store], tmp_path: Path) -> None:
+    memory.append(*sharing)
+    other = Memory.create(tmp_path / "other", device="cpu")
+    other.append(*memory.stores)
+    assert other.manifest.stores == memory.manifest.stores
+    other.append(*sharing)
+    assert len(other.stores) == 2
+    np.testing.assert_array_equal(other.samples.read(np.arange(500)), memory.samples.read(np.arange(500)))
+    other.verify()
+
+
+def test_what_a_merge_makes_may_be_there_already(memory: Memory, tmp_path: Path) -> None:
+    first, second = raw_store(tmp_path, 1), raw_store(tmp_path, 2)
+    memory.append(first, second)
+    entry = memory.manifest.stores[0]
+    assert memory.replace([memory.manifest.stores[1]], [first]) == [entry]
+    assert Memory(memory.path).manifest.stores == (entry,)
+
+
 def test_all_stores_are_appended_or_none(memory: Memory, tmp_path: Path) -> None:
     good, bad = raw_store(tmp_path, 1), raw_store(tmp_path, 2)
     bad.write_bytes(bad.read_bytes().replace(b"payload", b"payloaf"))

@@ -151,7 +151,8 @@ class Memory:
     def append(self, *stores: AnyStore, progress: Progress = SILENT) -> list[Entry]:
         """Take copies of stores into the memory, all or none; a store that is in it already is not taken twice.
 
-        Every checksum is compared first.
+        Every checksum is compared first. What was dropped of a store that is appended again is replayed again. Stores
+        may be another memory's.
 
         Returns:
             the entries of these stores.
@@ -211,11 +212,10 @@ class Memory:
                 raise KrstoreError(f"{self.path} was changed by another process meanwhile; try again")
             place = manifest.stores.index(old[0])
             entries = [entry for entry in manifest.stores if entry not in old]
-            fresh: list[Entry] = []
-            for store in opened:
-                self._adopt(store, fresh)
-            commit([*entries[:place], *fresh, *entries[place:]])
-        return fresh
+            before = len(entries)
+            added = [self._adopt(store, entries) for store in opened]
+            commit([*entries[:place], *entries[before:], *entries[place:before]])
+        return added
 
     def merge(self, codec: str | None = None, **options: Any) -> Entry:
         """Encode all samples into one store, which takes the others' place; see `krstore.memory.reshape.merge`."""
@@ -270,23 +270,25 @@ class Memory:
         return self.path / STORES / f"{entry.sha256}.krs"
 
     def _adopt(self, store: Store, entries: list[Entry]) -> Entry:
-        """Write a store's files, and add its entry to `entries` unless it is there."""
-        sha256 = _hash(store.path)
-        entry = next((entry for entry in entries if entry.sha256 == sha256), None)
-        if entry is None:
-            self._check(store, entries)
-            apart = shared_members(store)
-            entry = Entry(
-                sha256=sha256, bytes=0, codec=store.codec, networks=apart,
-                classes={label: len(ids) for label, ids in class_indices(store.labels).items()},
-            )  # fmt: skip
-            for name, network in apart.items():
-                target = self.path / NETWORKS / network
-                if not target.exists():
-                    write_apart(store, name, target)
-            write_rest(store, apart, self._file(entry))
-            entry = msgspec.structs.replace(entry, bytes=self._file(entry).stat().st_size)
-            entries.append(entry)
+        """Write a store's files, and add its entry to `entries`; one that is there replays all of its classes again."""
+        sha256 = store.path.stem if isinstance(store, MemoryStore) else _hash(store.path)
+        for number, entry in enumerate(entries):
+            if entry.sha256 == sha256:
+                entries[number] = msgspec.structs.replace(entry, dropped=())
+                return entries[number]
+        self._check(store, entries)
+        apart = shared_members(store)
+        entry = Entry(
+            sha256=sha256, bytes=0, codec=store.codec, networks=apart,
+            classes={label: len(ids) for label, ids in class_indices(store.labels).items()},
+        )  # fmt: skip
+        for name, network in apart.items():
+            target = self.path / NETWORKS / network
+            if not target.exists():
+                write_apart(store, name, target)
+        write_rest(store, apart, self._file(entry))
+        entry = msgspec.structs.replace(entry, bytes=self._file(entry).stat().st_size)
+        entries.append(entry)
         return entry
 
     def _check(self, store: Store, entries: list[Entry]) -> None:

@@ -96,23 +96,20 @@ def shared_members(store: Store) -> dict[str, str]:
 
 def write_apart(store: Store, name: str, target: Path) -> None:
     """Write one member to a file of its own."""
-    container = Container(store.path)
     with atomic_write(target) as file:
-        for part in _parts(container, name):
+        for part in _parts(store.container, name):
             file.write(part)
-    container.close()
 
 
 def write_rest(store: Store, apart: Mapping[str, str], target: Path) -> None:
     """Write a store's file without the members that are kept apart."""
-    container = Container(store.path)
+    container = store.container
     with atomic_write(target) as file:
         writer = ContainerWriter(file)
         for name in container.names():
             if name != HEADER and name not in apart:
                 writer.write(name, _parts(container, name))
         writer.finish(container.header())
-    container.close()
 
 
 def _parts(container: Container, name: str) -> Iterator[bytes]:

@@ -109,6 +109,11 @@ class StoreFile(ABC, Generic[HeaderT]):
         self._container.close()
 
     @property
+    def container(self) -> Container:
+        """The file's members, as they are."""
+        return self._container
+
+    @property
     def codec(self) -> str:
         """The codec's name."""
         return self.header.codec
