@@ -42,7 +42,7 @@ def measure(run: Run) -> dict[str, Any]:
         for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]:
             row = done.pop((name, seed), None)
             if row is None:
-                config = build_run_config(method, preset="fast", seed=seed, device="cpu", **given, **own)
+                config = build_run_config(method, {"seed": seed, "device": "cpu", **given, **own}, preset="fast")
                 result = learn(config, run.folder / f"{name}-{seed}", dataset=dataset)
                 summary = result.summary()
                 row = {

@@ -40,11 +40,16 @@ def barrier() -> None:
 
 @contextlib.contextmanager
 def joined() -> Iterator[bool]:
-    """Join the processes that `torchrun` has started, if it has; yield whether there are several."""
+    """Join the processes that `torchrun` has started, if it has; yield whether there are several.
+
+    Each gets a GPU of its own, as far as there are any.
+    """
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ
     if alone or torch.distributed.is_initialized():
         yield processes()[1] > 1
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.distributed.init_process_group("gloo")
     try:
         yield processes()[1] > 1

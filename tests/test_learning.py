@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from krstore.learning.learners.gfr import GFR, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
 from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network, build_network
+from krstore.learning.recall import Recall
 from krstore.learning.report import report
 from krstore.learning.results import read_result
 from krstore.learning.scenario import Scenario, Task
@@ -71,7 +73,7 @@ def config(data: Path, method: str = "finetune", **settings: Any) -> RunConfig:
         "data": str(data), "model": "test_learning:body", "base": 2, "steps": 2, "crop": 0, "base_training": quick,
         "training": quick, "device": "cpu", "memory.codec": "raw", **settings,
     }  # fmt: skip
-    return build_run_config(method, **given)
+    return build_run_config(method, given)
 
 
 # data
@@ -199,13 +201,13 @@ def test_crops_move_and_flips_mirror() -> None:
 def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('order = "icarl"\n[training]\nepochs = 7\nlearning_rate = 0.3\n')
-    built = build_run_config("kril", preset="paper", file=file, data="x", **{"training.epochs": "9"})
+    built = build_run_config("kril", {"data": "x", "training.epochs": "9"}, preset="paper", file=file)
     assert (built.order, built.training.epochs, built.training.learning_rate) == ("icarl", 9, 0.3)
     assert built.training.milestones == built.base_training.milestones == (80, 120)
     assert (built.memory.codec, built.memory.preset, built.memory.update) == ("krnet", "paper-cifar", "double")
-    other = build_run_config("kril", preset="fast", data="x", **{"memory.codec": "raw"})
+    other = build_run_config("kril", {"data": "x", "memory.codec": "raw"}, preset="fast")
     assert (other.memory.ratio, other.memory.preset) == (None, None)
-    assert build_run_config("kril", preset="fast", data="x").memory.ratio == 100
+    assert build_run_config("kril", {"data": "x"}, preset="fast").memory.ratio == 100
 
 
 @pytest.mark.parametrize(
@@ -219,8 +221,9 @@ def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path
     ],
 )
 def test_options_that_are_wrong(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    own = {name: settings.pop(name) for name in ("preset", "file") if name in settings}
     with pytest.raises(error, match=message):
-        build_run_config("kril", data="x", **settings)
+        build_run_config("kril", {"data": "x", **settings}, **own)
 
 
 def test_every_learner_is_registered_under_its_name() -> None:
@@ -251,7 +254,7 @@ X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
 def test_the_fisher_information_is_of_single_samples() -> None:
     """Gradient of sample i: (p_i - onehot) x_i^T; squared, then averaged, not the other way round."""
     fisher = mean_over_samples(
-        two_weights(), lambda: iter([(X, Y)]), lambda z, y: nn.functional.cross_entropy(z, y[None]),
+        two_weights(), lambda count=None: iter([(X, Y)]), lambda z, y: nn.functional.cross_entropy(z, y[None]),
         lambda g: g.square(), None,
     )  # fmt: skip
     p1, p2 = torch.softmax(torch.tensor([1.0, 0.0]), 0), torch.softmax(torch.tensor([0.0, 2.0]), 0)
@@ -265,7 +268,7 @@ def test_mas_takes_the_absolute_gradient_of_the_squared_norm_of_each_sample() ->
     """Of ||W x + b||^2: 2 z x^T. The second sample's bias gradient has the other sign and must not cancel."""
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     omega = mean_over_samples(
-        two_weights(), lambda: iter([(x, Y)]), lambda z, y: z.square().sum(), lambda g: g.abs(), None
+        two_weights(), lambda count=None: iter([(x, Y)]), lambda z, y: z.square().sum(), lambda g: g.abs(), None
     )
     torch.testing.assert_close(omega["head.bias"], torch.tensor([2.0, 0.0]))
     torch.testing.assert_close(omega["head.weight"], torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
@@ -277,16 +280,16 @@ def test_penalties_and_how_importances_are_kept() -> None:
     assert penalty(weights, anchor, importance).item() == 1 * 1 + 0.5 * 4
     task = Task(1, 3, 4, (9,))
     for learner, expected in ((EWC({"clamp": 0.4}, two_weights(), 0), 0.75), (MAS({}, two_weights(), 0), 1.0)):
-        measured = learner.importance(task, lambda: iter([(X, Y)]))
+        measured = learner.importance(task, lambda count=None: iter([(X, Y)]))
         learner.load_state({name: torch.ones_like(value) for name, value in measured.items()})
-        again = learner.importance(task, lambda: iter([(X, Y)]))
+        again = learner.importance(task, lambda count=None: iter([(X, Y)]))
         own = 0.25 if learner.name == "ewc" else 1.0
         torch.testing.assert_close(
             again["head.weight"], expected + own * measured["head.weight"] / (0.25 if own < 1 else 1)
         )
     assert EWC({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 15
     assert MAS({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 30
-    ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda: iter([(X, Y)]))
+    ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda count=None: iter([(X, Y)]))
     assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
 
 
@@ -348,7 +351,7 @@ def test_gfr_weighs_its_terms_by_the_old_classes_of_each_new_one() -> None:
     learner.begin_step(Task(0, 0, 2, (0, 1)))
     batch = Batch(X, torch.tensor([0, 1]), torch.tensor([False, False]))
     assert learner.losses(batch).keys() == {"ce"}
-    learner.end_step(Task(0, 0, 2, (0, 1)), lambda: iter([(X, torch.tensor([0, 1]))]))
+    learner.end_step(Task(0, 0, 2, (0, 1)), lambda count=None: iter([(X, torch.tensor([0, 1]))]))
     network.grow(3)
     learner.begin_step(Task(1, 2, 3, (2,)))
     before = network.body(X).detach()
@@ -620,3 +623,53 @@ def test_runs_that_cannot_be_reported(data: Path, tmp_path: Path) -> None:
     learn(config(data, steps=4), tmp_path / "b")
     with pytest.raises(UsageError, match="tasks of different sizes"):
         report([tmp_path / "a", tmp_path / "b"], tmp_path / "report")
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(data: Path, tmp_path: Path) -> None:
+    quick = {"epochs": 1, "milestones": (), "batch_size": 16}
+    for number, rate in enumerate((0.05, 0.01)):
+        learn(config(data, training={**quick, "learning_rate": rate}), tmp_path / f"rate{number}")
+    learn(config(data, training={**quick, "learning_rate": 0.05, "gamma": 0.5}), tmp_path / "gamma")
+    groups = report([tmp_path, tmp_path / "rate0", tmp_path / "rate0"], tmp_path / "report")
+    assert sorted((group.name, len(group.runs)) for group in groups) == [
+        ("finetune learning rate 0.01", 1),
+        ("finetune learning rate 0.05 (1)", 1),
+        ("finetune learning rate 0.05 (2)", 1),
+    ]
+
+
+def test_a_run_whose_memory_is_lost_does_not_go_on(data: Path, tmp_path: Path) -> None:
+    learn(config(data, "replay"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "memory")
+    with pytest.raises(UsageError, match="has lost 6 of the classes"):
+        learn(config(data, "replay"), tmp_path / "run")
+
+
+def test_a_step_done_again_does_not_take_its_own_samples_for_old_ones(data: Path, tmp_path: Path) -> None:
+    """As after a kill between taking a task into the memory and saving the step."""
+    whole = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "whole")
+    original, calls = Recall.take, []
+
+    def twice(self: Recall, number: int, samples: Any, network: Any) -> None:
+        calls.append(number)
+        original(self, number, samples, network)
+        if number == 1 and calls.count(1) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recall, "take", twice)
+        with pytest.raises(KeyboardInterrupt):
+            learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
+        again = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
+    assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
+
+
+def test_upper_bounds_keep_what_they_see(data: Path, tmp_path: Path) -> None:
+    result = learn(config(data, "joint"), tmp_path / "run")
+    assert [step.memory_bytes for step in result.steps] == [classes * TRAIN * 4 * 4 * 36 for classes in (2, 4, 6)]
+
+
+def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 5\n")
+    assert build_run_config("kril", {"data": "x", "seed": None}, file=file).seed == 5

@@ -213,6 +213,7 @@ def test_processes_share_an_epoch(store: krstore.Store, balance: str, world: int
         ({"balance": "classes", "shuffle": False}, "draws at random; it needs shuffle=True"),
         ({"rank": 2, "world_size": 2}, r"rank=2 is not in 0\.\.1"),
         ({"rank": 2}, "give rank and world_size together"),
+        ({"classes": []}, "nothing of .* is left to replay"),
         ({"prefetch": -1}, "prefetch=-1 is not 0 or more"),
         ({"cache_bytes": -1}, "cache_bytes=-1 is not 0 or more"),
     ],

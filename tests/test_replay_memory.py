@@ -78,6 +78,18 @@ def test_a_memory_begins_in_a_new_folder(tmp_path: Path, memory: Memory) -> None
         Memory(tmp_path)
 
 
+def test_a_memory_whose_making_was_cut_off_is_made(tmp_path: Path) -> None:
+    (tmp_path / "memory" / "stores").mkdir(parents=True)
+    assert len(Memory.create(tmp_path / "memory")) == 0
+
+
+def test_missing_files_are_damage(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    next((memory.path / "stores").iterdir()).unlink()
+    with pytest.raises(CorruptStoreError, match="is missing"):
+        Memory(memory.path).verify()
+
+
 def test_what_is_appended_is_there(memory: Memory, sharing: list[krstore.Store]) -> None:
     expected = np.concatenate([store.read(slice(None)) for store in sharing])
     labels = np.concatenate([store.labels for store in sharing])  # type: ignore[arg-type]
@@ -346,20 +358,20 @@ print("ready", flush=True)
 for path in sys.argv[2:]:
     memory.append(path)
 """
-CYCLE = """
-import sys
+CHANGES = """
+import sys, time
 from krstore import Memory
 from krstore.memory.reshape import merge
 memory = Memory(sys.argv[1])
 print("ready", flush=True)
-while True:
-    memory.append(*sys.argv[2:])
-    print("appended", flush=True)
-    memory.merge()
-    print("merged", flush=True)
-    memory.drop([1])
-    print("dropped", flush=True)
-    memory.drop([2])
+memory.append(*sys.argv[2:])
+print("appended", flush=True)
+memory.merge()
+print("merged", flush=True)
+memory.drop([1])
+print("dropped", flush=True)
+memory.drop([2])
+time.sleep(60)
 """
 
 
@@ -386,13 +398,13 @@ def test_processes_that_append_at_once_lose_nothing(memory: Memory, tmp_path: Pa
 
 
 def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> None:
-    """Appending, merging and dropping go round, and are killed at random instants; each time all is in order."""
+    """Appending, merging and dropping are killed at random instants; each time all is in order."""
     paths = [raw_store(tmp_path, number) for number in (1, 2)]
     both = ((1, 20), (2, 20))
     rng, seen = random.Random(0), set()
     for turn in range(12):
         memory = Memory.create(tmp_path / f"memory{turn}")
-        with python(CYCLE, memory.path, *paths) as process:
+        with python(CHANGES, memory.path, *paths) as process:
             for _ in range(turn % 4):
                 assert process.stdout is not None
                 process.stdout.readline()

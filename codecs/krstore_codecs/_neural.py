@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -24,6 +26,7 @@ __all__ = ["NORMALISER", "SIZES", "WEIGHTS", "NeuralDecoder", "read_sizes", "unp
 
 SIZES, NORMALISER, WEIGHTS = "network/sizes", "network/normaliser", "network/weights"
 DECODE_BATCH = 256
+_SWITCH = threading.RLock()
 
 
 class _Sizes(Protocol):
@@ -52,8 +55,20 @@ class NeuralDecoder(Decoder):
     def decode_tensor(self, rows: Ids) -> Tensor:
         """Return samples (len(rows), *shape) on the device."""
         pieces = np.split(rows, range(DECODE_BATCH, len(rows), DECODE_BATCH))
-        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.no_grad(), _full_precision(self.device):
             return torch.cat([self.normaliser.decode(self.grids(piece)) for piece in pieces])
+
+
+@contextlib.contextmanager
+def _full_precision(device: str) -> Iterator[None]:
+    """Keep convolutions on CUDA out of TF32; one thread at a time, as the switch is the process's."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    with _SWITCH:
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
 
 
 def read_sizes(payload: MemberReader, kind: type[SizesT], context: OpenContext) -> SizesT:

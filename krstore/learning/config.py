@@ -117,23 +117,28 @@ class RunConfig(_Options, frozen=True, kw_only=True):
 
 
 def build_run_config(
-    method: str, *, preset: str | None = None, file: str | Path | None = None, **settings: Any
+    method: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+    file: str | Path | None = None,
 ) -> RunConfig:
     """Build a run's config.
 
     Args:
         method: the learner.
+        settings: single values, typed or as text, those of a table by a dotted name (``{"training.epochs": 5}``);
+            `None` is no value.
         preset: ``"paper"`` or ``"fast"``: hyper-parameters of all methods, and what single methods have of their own.
             What it says of the memory holds for its codec; naming another leaves that out.
         file: a TOML file with the same names.
-        settings: single values; those of a table by a dotted name (``{"training.epochs": 5}``), as text or typed.
 
     Raises:
         UnknownNameError: no such preset.
         ConfigError: an unknown name, or a value of the wrong type or out of range.
         UsageError: the file cannot be read as TOML.
     """
-    own = _given(file, settings)
+    own = _given(file, settings or {})
     values: dict[str, Any] = {"method": method}
     if preset is not None:
         if preset not in PRESETS:

@@ -7,6 +7,7 @@ one, and ``stepK.safetensors``, the network and what the learner keeps after the
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from krstore.errors import UsageError
 from krstore.files import atomic_path
@@ -23,14 +24,14 @@ from krstore.inputs import Inputs
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.learners import get_learner
-from krstore.learning.learners.base import Rehearsal
+from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.streams import Augmentation, Batch, Samples, Stream, batches_of, held
 from krstore.progress import SILENT, Progress
-from krstore.source import Source
+from krstore.source import Source, Subset
 from krstore.tensors import as_tensor, resolve_device
 
 __all__ = ["MEMORY", "learn"]
@@ -88,6 +89,7 @@ class _Run:
             self.recall = Recall(
                 config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
+            self.recall.check(len(self.result.steps))
 
     def run(self) -> RunResult:
         """Do the steps that are left."""
@@ -99,7 +101,7 @@ class _Run:
             measured = self._evaluate(task)
             held_bytes = self.learner.held()
             step = StepResult(
-                seconds=time.monotonic() - began, memory_bytes=self.recall.memory.bytes if self.recall else 0,
+                seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
                 held_bytes=held_bytes, **measured,
             )  # fmt: skip
             self.result = self.result.with_step(step)
@@ -110,22 +112,39 @@ class _Run:
             )
         return self.result
 
+    def _memory_bytes(self, task: Task) -> int:
+        """Return what is kept of the tasks so far: the memory's files, or for upper bounds the samples themselves."""
+        if self.learner.rehearsal is Rehearsal.EVERYTHING:
+            return self.scenario.train_until(task.number).spec.bytes
+        return self.recall.memory.bytes if self.recall else 0
+
     def _step(self, task: Task) -> None:
         torch.manual_seed(1000 * self.config.seed + task.number)
         new = self.scenario.train(task.number)
         learner, first = self.learner, task.number == 0
         trained = first and self.given == task.stop
         if self.recall is not None and self.recall.through_codec and not first:
-            self.recall.take(task.number, new, self.network.body)
+            self.recall.take(task.number, new, self._seeing())
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
         learner.begin_step(task)
         if not trained:
             training = self.config.base_training if first else self.config.training
             self._train(task, training, self._stream(task, new, training.batch_size))
-        learner.end_step(task, lambda: batches_of(new, self.prepare, self.device))
+        learner.end_step(task, lambda count=None: batches_of(self._some(new, count), self.prepare, self.device))
         if self.recall is not None:
-            self.recall.take(task.number, new, self.network.body)
+            self.recall.take(task.number, new, self._seeing())
+
+    def _some(self, samples: Subset, count: int | None) -> Subset:
+        """Return so many random samples; `None` for all."""
+        if count is None or count >= samples.spec.samples:
+            return samples
+        ids = np.random.default_rng(self.config.seed).permutation(samples.spec.samples)[:count]
+        return Subset(samples, np.sort(ids))
+
+    def _seeing(self) -> nn.Module:
+        """Return a frozen copy of the body, for stored samples as they are."""
+        return frozen(_Seeing(copy.deepcopy(self.network.body), self.prepare))
 
     def _stream(self, task: Task, new: Source, batch_size: int) -> Stream:
         """Return what an epoch shows: new samples, and what the learner's kind of rehearsal adds."""
@@ -137,7 +156,7 @@ class _Run:
             if self.recall.through_codec:
                 shown = self.recall.memory.samples
             else:
-                old = held(self.recall.memory.samples)
+                old = held(self.recall.before(task))
         return Stream(
             held(shown), old, first_new=task.first, batch_size=batch_size, seed=1000 * self.config.seed + task.number,
             prepare=self.prepare, augment=self.augment, device=self.device,
@@ -237,6 +256,17 @@ class _Run:
 
     def _state(self, steps: int) -> Path:
         return self.folder / f"step{steps}.safetensors"
+
+
+class _Seeing(nn.Module):
+    """Stored samples (B, *shape) to embeddings (B, D)."""
+
+    def __init__(self, body: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self._prepare = body, prepare
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.body(self._prepare(x)))
 
 
 def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from krstore.config import build_config
 from krstore.errors import ConfigError, UsageError
 from krstore.learning.config import MemoryConfig
-from krstore.learning.scenario import Scenario
+from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
+from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Subset, class_indices
@@ -20,7 +21,7 @@ from krstore.store.writer import encode
 
 __all__ = ["Recall"]
 
-ENTRY_BYTES = 700  # of the manifest, a store
+ENTRY_BYTES, CLASS_BYTES = 700, 24  # of the manifest, a store and a class of it
 
 
 class Recall:
@@ -57,24 +58,47 @@ class Recall:
         if config.update == "auto":
             self._update = "append" if self._codec.shares_decoder or self._codec.name in ("raw", "pq") else "double"
         self.lossy = not self._codec.lossless
-        if not self.lossy and config.ratio is not None:
-            raise ConfigError(f"memory: ratio={config.ratio}: codec {config.codec} is lossless")
+        for name in ("ratio", "budget"):
+            if not self.lossy and getattr(config, name) is not None:
+                raise ConfigError(
+                    f"memory: {name}={getattr(config, name)}: codec {config.codec} is lossless; give it exemplars"
+                )
+        build_config(config.codec, self._codec.Config, self._codec.presets, config.preset, config.settings)
         self.through_codec = self.lossy if config.through_codec is None else config.through_codec
         if self.through_codec and config.exemplars is not None and self.lossy:
             raise ConfigError("memory: exemplars of a lossy codec need through_codec=false; all of a task cannot pass")
         self._folder = folder.parent
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
 
+    def check(self, steps: int) -> None:
+        """Make sure that the memory has the tasks of the steps that are finished.
+
+        Raises:
+            UsageError: it has been lost.
+        """
+        known = self.memory.classes
+        missing = [c for task in self._scenario.tasks[:steps] for c in range(task.first, task.stop) if c not in known]
+        if missing:
+            raise UsageError(
+                f"{self.memory.path} has lost {len(missing)} of the classes that the run has learnt; "
+                "begin it anew in another folder"
+            )
+
+    def before(self, task: Task) -> MemorySamples:
+        """Return what is replayed of the tasks before one."""
+        later = [label for label in self.memory.classes if label >= task.first]
+        return MemorySamples(self.memory.path, self.memory.stores, [later] * len(self.memory.stores))
+
     def take(self, number: int, samples: Subset, network: nn.Module) -> None:
         """Encode the samples of a task and take them into the memory.
 
         Args:
-            network: maps samples to embeddings; for codecs that look at what a task sees.
+            network: maps stored samples to embeddings, frozen; for codecs that look at what a task sees.
         """
         task = self._scenario.tasks[number]
         first = 1 if self._update == "double" else 0
         merging = self._update in ("merge", "double") and number > first
-        seen_by = copy.deepcopy(network).eval().requires_grad_(False) if self._config.task_model else None
+        seen_by = network if self._config.task_model else None
         if task.first not in self.memory.classes:
             kept = _exemplars(samples, self._config.exemplars, self._seed)
             path = self._folder / f"task{number}.krs"
@@ -112,9 +136,7 @@ class Recall:
             share = int(sum(self._scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)
         else:
             return {}
-        if not self.lossy:
-            raise UsageError(f"codec {self._config.codec} is lossless: give it exemplars instead of a budget")
-        return {"max_bytes": max(1, share - ENTRY_BYTES) + shared}
+        return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first)) + shared}
 
 
 def _exemplars(samples: Subset, count: int | None, seed: int) -> Subset:

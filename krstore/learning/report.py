@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from krstore.errors import OutputError, UsageError
@@ -75,21 +76,23 @@ def collect(folders: Sequence[str | Path]) -> list[Group]:
         UsageError: a folder has no finished run, or runs are of different tasks.
         CorruptStoreError: a result is malformed.
     """
-    found: list[tuple[RunResult, Path]] = []
+    found: dict[Path, RunResult] = {}
     for folder in map(Path, folders):
-        own = [(read_result(path.parent), path.parent) for path in sorted(folder.rglob(RESULT))]
-        finished = [(run, place) for run, place in own if run.finished]
+        own = {path.parent.resolve(): read_result(path.parent) for path in sorted(folder.rglob(RESULT))}
+        finished = {place: run for place, run in own.items() if run.finished}
         if not finished:
             raise UsageError(f"{folder} has no finished run ({len(own)} unfinished); krstore learn goes on with one")
-        found += finished
-    sizes = {tuple(map(len, run.tasks)) for run, _ in found}
+        found |= finished
+    sizes = {tuple(map(len, run.tasks)) for run in found.values()}
     if len(sizes) > 1:
         raise UsageError(f"the runs have tasks of different sizes ({len(sizes)} kinds); report those of one kind")
-    groups: dict[str, list[tuple[RunResult, Path]]] = {}
-    for run, place in found:
-        groups.setdefault(_name(run, [run for run, _ in found]), []).append((run, place))
-    ordered = {name: sorted(own, key=lambda pair: pair[0].config.seed) for name, own in groups.items()}
-    return [Group(name, [run for run, _ in own], [place for _, place in own]) for name, own in ordered.items()]
+    groups: dict[bytes, list[Path]] = {}
+    for place, run in found.items():
+        alike = msgspec.structs.replace(run.config, seed=0, device="", precision="auto")
+        groups.setdefault(msgspec.json.encode(alike), []).append(place)
+    names = _names([found[places[0]] for places in groups.values()])
+    ordered = [sorted(places, key=lambda place: found[place].config.seed) for places in groups.values()]
+    return [Group(name, [found[p] for p in own], own) for name, own in zip(names, ordered, strict=True)]
 
 
 def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = False) -> list[Group]:
@@ -123,12 +126,18 @@ def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = Fa
     return groups
 
 
-def _name(run: RunResult, runs: Sequence[RunResult]) -> str:
-    """Name a run by its method, and by what tells it from other runs of the method."""
-    same = [other for other in runs if other.config.method == run.config.method]
-    own = _labels(run)
-    telling = [key for key in own if len({_labels(other)[key] for other in same}) > 1]
-    return " ".join([run.config.method, *(own[key] for key in telling if own[key])])
+def _names(runs: Sequence[RunResult]) -> list[str]:
+    """Name runs by their methods, and by what tells each from others of its method; numbers where nothing does."""
+    names = []
+    for run in runs:
+        same = [_labels(other) for other in runs if other.config.method == run.config.method]
+        own = _labels(run)
+        telling = [key for key in own if len({labels[key] for labels in same}) > 1]
+        names.append(" ".join([run.config.method, *(own[key] for key in telling if own[key])]))
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:number].count(name) + 1})"
+        for number, name in enumerate(names)
+    ]
 
 
 def _labels(run: RunResult) -> dict[str, str]:
@@ -146,6 +155,10 @@ def _labels(run: RunResult) -> dict[str, str]:
         "order": config.order,
         "per_class": "" if config.per_class is None else f"{config.per_class} samples a class",
         "epochs": f"{config.training.epochs} epochs",
+        "rate": f"learning rate {config.training.learning_rate:g}",
+        "validation": f"{config.validation} for validation" if config.validation else "",
+        "data": config.data,
+        "model": config.model,
         "weights": config.weights or "",
     }
 
@@ -189,15 +202,18 @@ def _curves(groups: Sequence[Group]) -> Figure:
 
 
 def _bytes(groups: Sequence[Group]) -> Figure:
-    """Draw last accuracy against bytes kept; what keeps nothing stands at the left edge."""
+    """Draw last accuracy against bytes kept; what keeps nothing is a level."""
     figure, axes = _figure()
-    least = min((group.bytes for group in groups if group.bytes), default=1)
     for number, group in enumerate(groups):
         value, spread = group.figures()["last"]
-        axes.errorbar(
-            max(group.bytes, least / 2), 100 * value, 100 * (spread or 0), color=f"C{number % 10}", capsize=3,
-            marker=MARKERS[number % len(MARKERS)], label=group.name if group.bytes else f"{group.name} (keeps nothing)",
-        )  # fmt: skip
+        colour = f"C{number % 10}"
+        if group.bytes:
+            axes.errorbar(
+                group.bytes, 100 * value, 100 * (spread or 0), color=colour, capsize=3,
+                marker=MARKERS[number % len(MARKERS)], label=group.name,
+            )  # fmt: skip
+        else:
+            axes.axhline(100 * value, color=colour, linestyle="--", label=f"{group.name} (keeps nothing)")
     axes.set(xscale="log", xlabel="bytes kept", ylabel="last accuracy, %")
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize="small")

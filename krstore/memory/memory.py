@@ -7,7 +7,8 @@
     DIR/lock                held while the manifest is replaced
 
 A change writes its new files first, then the manifest, and only then removes files that no store needs any more. What
-a killed process leaves behind is removed by the next change.
+a killed process leaves behind of these is removed by the next change; what it leaves in ``work`` is taken up when the
+same is asked for again.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Memory:
 
     Raises:
         UsageError: the folder is no memory.
-        CorruptStoreError: its manifest or a store of it is damaged or missing.
+        CorruptStoreError: its manifest is damaged. Stores are opened when they are first needed.
     """
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
@@ -72,10 +73,12 @@ class Memory:
         folder = Path(path)
         try:
             folder.mkdir(exist_ok=True)
-            if any(entry.name != LOCK for entry in folder.iterdir()):
+            begun = {folder / STORES, folder / NETWORKS}  # by a process that was killed at it
+            found = {entry for entry in folder.iterdir() if entry.name != LOCK and not entry.name.endswith(".partial")}
+            if found - begun or any(any(entry.iterdir()) for entry in found):
                 raise OutputError(f"{folder} is not empty; a memory begins in a new folder")
-            for name in (STORES, NETWORKS):
-                (folder / name).mkdir()
+            for entry in begun:
+                entry.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"a memory cannot be made in {folder}: {error.strerror}") from error
         write_manifest(folder, Manifest())
@@ -112,11 +115,15 @@ class Memory:
     @property
     def manifest_bytes(self) -> int:
         """The bytes of the manifest."""
-        return (self.path / MANIFEST).stat().st_size
+        return _size(self.path / MANIFEST)
 
     def network_bytes(self, sha256: str) -> int:
-        """Return the bytes of what is kept apart under this hash."""
-        return (self.path / NETWORKS / sha256).stat().st_size
+        """Return the bytes of what is kept apart under this hash.
+
+        Raises:
+            CorruptStoreError: it is missing.
+        """
+        return _size(self.path / NETWORKS / sha256)
 
     @functools.cached_property
     def stores(self) -> list[Store]:
@@ -264,6 +271,7 @@ class Memory:
 
     def _open(self, entry: Entry) -> Store:
         apart = {name: self.path / NETWORKS / sha256 for name, sha256 in entry.networks.items()}
+        _size(self._file(entry))
         return MemoryStore(self._file(entry), apart, device=self.device)
 
     def _file(self, entry: Entry) -> Path:
@@ -342,6 +350,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CorruptStoreError(f"{path} is missing: {error.strerror}") from error
 
 
 def _hash(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from krstore.archives import open_archive
 from krstore.distributed import barrier, processes
 from krstore.errors import UsageError
+from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Source, Subset
@@ -70,9 +71,9 @@ def extend(
     target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     get_sample_codec(codec)
     told = [_identity(path) for path in paths]
-    identity = msgspec.json.encode(
-        [told, codec, shards, target, preset, settings, None if decoder is None else _identity(Path(decoder)), seed]
-    )
+    shared = None if decoder is None else _identity(Path(decoder))
+    seen_by = None if task_model is None else weights_hash(task_model)
+    identity = msgspec.json.encode([told, codec, shards, target, preset, settings, shared, seen_by, seed])
     with memory.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", leave=rank > 0) as folder:
         parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
         for number, part in parts[rank::world]:

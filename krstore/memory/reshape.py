@@ -18,6 +18,7 @@ import msgspec
 
 from krstore.errors import TargetUnreachableError, UnknownNameError, UsageError
 from krstore.memory.samples import MemorySamples
+from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.store.reader import Store
@@ -53,7 +54,10 @@ class _Encoder:
         }
         samples = MemorySamples(self.memory.path, [known[e.sha256] for e in entries], [e.dropped for e in entries])
         shared = None if decoder is None else decoder.shared_decoder().sha256
-        identity = msgspec.json.encode([entries, self.codec, self.preset, self.settings, self.seed, shared, target])
+        seen_by = None if self.task_model is None else weights_hash(self.task_model)
+        identity = msgspec.json.encode(
+            [entries, self.codec, self.preset, self.settings, self.seed, shared, seen_by, target]
+        )
         output = folder / f"{hashlib.sha256(identity).hexdigest()[:16]}.krs"
         if output.exists():
             return Store(output)
@@ -112,7 +116,7 @@ def merge(
         memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=task_model,
         progress=progress,
     )  # fmt: skip
-    with memory.working("merge") as folder:
+    with memory.working(_folder("merge", entries, target, chosen, preset, settings, seed)) as folder:
         store = encoder.encode(entries, folder, **target)
         return memory.replace(entries, [store])[0]
 
@@ -155,7 +159,7 @@ def shrink(
             f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
             "name a codec to encode without the shared decoder, or a larger budget"
         )
-    with memory.working("shrink") as folder:
+    with memory.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
         shrunk = []
         for entry, store in zip(entries, memory.stores, strict=True):
             chosen = codec or entry.codec
@@ -173,6 +177,11 @@ def shrink(
             with _naming(entry):
                 shrunk.append(encoder.encode([entry], folder, decoder, max_bytes=int(share)))
         memory.replace(entries, shrunk)
+
+
+def _folder(what: str, *told: object) -> str:
+    """Return the name of the folder to work in, another for everything that is done differently."""
+    return f"{what}-{hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]}"
 
 
 def _check_samples(memory: Memory) -> int:

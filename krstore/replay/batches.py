@@ -127,6 +127,8 @@ class Replay(Dataset[Batch]):
         self.drop_last, self.prefetch = drop_last, prefetch
         self._labels = torch.from_numpy(samples.labels)
         self._rows = _rows_of(samples, classes)
+        if not len(self._rows):
+            raise UsageError(f"classes={classes}: nothing of {samples.path} is left to replay")
         own, processes = _processes(rank, world_size)
         self.order = Order.of(
             balance, samples.labels[self._rows], None if samples.store_of is None else samples.store_of[self._rows],

@@ -10,7 +10,6 @@ import typer
 from krstore.errors import UsageError
 from krstore_cli import output
 from krstore_cli.options import (
-    Device,
     Json,
     Quiet,
     Ratio,
@@ -56,9 +55,9 @@ def learn(
         list[str] | None,
         option("--set", metavar="NAME=VALUE", help="One option, as training.epochs=5; may be repeated."),
     ] = None,
-    seed: Annotated[int, option("--seed", help="Of the first run.")] = 0,
+    seed: Annotated[int | None, option("--seed", min=0, help="Of the first run; default 0.")] = None,
     seeds: Annotated[int, option("--seeds", min=1, help="How many runs, of this seed and those that follow.")] = 1,
-    device: Device = "auto",
+    device: Annotated[str | None, option("--device", help="Where to compute: auto, cpu, cuda.")] = None,
     listing: Annotated[bool, option("--list", help="Show all methods.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -84,12 +83,13 @@ def learn(
     given: dict[str, Any] = {
         "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
         "weights": _text(weights), "memory.codec": codec, "memory.ratio": ratio, "memory.budget": budget,
-        "device": device, **parse_settings(settings or []),
+        "device": device, "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
+    first = build_run_config(method, given, preset=preset, file=config)
     results = []
-    for number in range(seed, seed + seeds):
+    for number in range(first.seed, first.seed + seeds):
         place = folder if seeds == 1 else folder / f"seed{number}"
-        built = build_run_config(method, preset=preset, file=config, **given, seed=number)
+        built = build_run_config(method, {**given, "seed": number}, preset=preset, file=config)
         if seeds > 1:
             out.status(f"seed {number}: {place}")
         results.append(run(built, place, progress=out.progress()))

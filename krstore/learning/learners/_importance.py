@@ -98,7 +98,7 @@ def mean_over_samples(
     """Return the mean over samples of `reduce` of each sample's own gradient of `score(logits (1, C), label ())`.
 
     Args:
-        limit: use the first so many samples; `None` for all.
+        limit: use so many random samples; `None` for all.
     """
     parameters = {name: value.detach() for name, value in network.named_parameters()}
     buffers = dict(network.named_buffers())
@@ -108,10 +108,8 @@ def mean_over_samples(
 
     each = vmap(grad(loss), in_dims=(None, 0, 0))
     total, count = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
-    for x, y in samples():
+    for x, y in samples(limit):
         for part, labels in zip(torch.split(x, CHUNK), torch.split(y, CHUNK), strict=True):
-            if limit is not None and count >= limit:
-                break
             for name, gradients in each(parameters, part, labels).items():
                 total[name] += reduce(gradients).sum(0)
             count += len(part)

@@ -15,9 +15,9 @@ memory and its bytes, checkpoints. A learner says what its paper adds, at these 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import torch
@@ -31,8 +31,11 @@ from krstore.learning.streams import Batch
 
 __all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches", "cross_entropy", "frozen"]
 
-SampleBatches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Yields all samples of a task, (x, y), each time that it is called."""
+
+class SampleBatches(Protocol):
+    """Yields the samples of a task, (x, y), each time that it is called; all, or a random number of them."""
+
+    def __call__(self, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Rehearsal(Enum):
