@@ -364,13 +364,10 @@ from krstore import Memory
 from krstore.memory.reshape import merge
 memory = Memory(sys.argv[1])
 print("ready", flush=True)
-memory.append(*sys.argv[2:])
-print("appended", flush=True)
-memory.merge()
-print("merged", flush=True)
-memory.drop([1])
-print("dropped", flush=True)
-memory.drop([2])
+for change in (lambda: memory.append(*sys.argv[2:]), memory.merge, lambda: memory.drop([1]), lambda: memory.drop([2])):
+    change()
+    print("changed", flush=True)
+    time.sleep(0.01)  # so that the state between two changes is met too
 time.sleep(60)
 """
 
