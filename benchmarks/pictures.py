@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -16,6 +17,7 @@ __all__ = ["PICTURES"]
 
 Document = dict[str, Any]
 MARKERS = "osD^vPX*<>ph"
+COLOURS = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # type: ignore[attr-defined]
 
 
 def frontier(document: Document, path: Path) -> None:
@@ -74,6 +76,15 @@ def _spreads(rows: list[Document]) -> dict[str, list[float]]:
     return {name: [row["deviation"] or 0.0 for row in ordered if row["name"] == name] for name in _names(rows)}
 
 
+def _apart(values: list[int]) -> list[int]:
+    """Return some of ascending values, each a fifth above the one before, so that their labels do not run together."""
+    kept: list[int] = []
+    for value in values:
+        if not kept or value > 1.2 * kept[-1]:
+            kept.append(value)
+    return kept
+
+
 def _draw(
     lines: dict[str, Line], path: Path, x: str, y: str, *, logarithmic: bool = False,
     level: tuple[str, float] | None = None, spread: dict[str, list[float]] | None = None,
@@ -86,14 +97,14 @@ def _draw(
         axes.set_xscale("log")
     for number, (name, (xs, ys)) in enumerate(lines.items()):
         errors = spread[name] if spread else None
-        axes.errorbar(xs, ys, errors, color=f"C{number % 10}", marker=MARKERS[number % len(MARKERS)], label=name)
+        axes.errorbar(xs, ys, errors, color=COLOURS[number % 20], marker=MARKERS[number % len(MARKERS)], label=name)
     if level:
         axes.axhline(level[1], color="black", linestyle="--", label=level[0])
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_formatter(plain)
     axes.yaxis.set_major_formatter(plain)
     if logarithmic or level:
-        axes.set_xticks(sorted({round(value) for xs, _ in lines.values() for value in xs[:4]}))
+        axes.set_xticks(_apart(sorted({round(value) for xs, _ in lines.values() for value in xs})))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize="small")
