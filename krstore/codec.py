@@ -256,6 +256,8 @@ class Codec(AnyCodec[ConfigT, FittedT]):
     kind: ClassVar[Kind] = Kind.DENSE
     shares_decoder: ClassVar[bool] = False
     """Whether `fit` can take another store's decoder (`FitContext.decoder`)."""
+    refits: ClassVar[bool] = False
+    """Whether a memory of it grows by fitting one network to all it has, rather than by a store a task."""
 
     def validate(self, spec: SourceSpec) -> None:
         """Refuse, before any data moves, a source that this codec cannot encode.

@@ -272,10 +272,10 @@ def test_an_encode_that_was_finished_is_not_done_twice(
         patch.setattr(Memory, "replace", fail)
         with pytest.raises(KeyboardInterrupt):
             memory.merge()
-    assert len(list((memory.path / "work").rglob("*.krs"))) == 1
+    assert len(list((memory.path / "unfinished").rglob("*.krs"))) == 1
     monkeypatch.setattr("krstore.memory.reshape.encode", fail)
     memory.merge()
-    assert not (memory.path / "work").exists()
+    assert not (memory.path / "unfinished").exists()
     assert len(memory.stores) == 1
 
 
@@ -413,7 +413,7 @@ def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> No
         assert state in {(0, ()), (2, both), (1, both), (1, ((2, 20),))}
         seen.add(state)
         memory.append(raw_store(tmp_path, 3))  # sweeps what the killed one left
-        assert {file for file in files(memory) if not file.startswith("work/")} == {MANIFEST} | {
+        assert {file for file in files(memory) if not file.startswith("unfinished/")} == {MANIFEST} | {
             f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores
         }
     assert len(seen) > 2
@@ -457,7 +457,7 @@ def test_processes_share_an_encode_and_one_that_dies_spoils_nothing(memory: Memo
     assert (memory.manifest.generation, len(memory.stores)) == (1, 4)
     np.testing.assert_array_equal(memory.samples.read(np.arange(50)), source.features)
     np.testing.assert_array_equal(memory.samples.labels, source.labels)
-    assert not (memory.path / "work").exists()
+    assert not (memory.path / "unfinished").exists()
 
 
 def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:

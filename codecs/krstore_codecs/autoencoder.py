@@ -78,6 +78,7 @@ class Autoencoder(Codec[AutoencoderConfig, FittedAutoencoder]):
     """An encoder and a decoder trained together; the encoder is dropped from the file."""
 
     name = "autoencoder"
+    refits = True
     Config: ClassVar = AutoencoderConfig
     presets: ClassVar = {
         "paper-cifar": {

@@ -84,6 +84,7 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
     """A network that recites a sample's features from its ID."""
 
     name = "krnet"
+    refits = True
     Config: ClassVar = KRNetConfig
     presets: ClassVar = {
         "paper-cifar": {

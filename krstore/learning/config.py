@@ -55,7 +55,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
         exemplars: keep so many samples of each class, drawn at random; `None` for all.
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
             store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);
-            ``"auto"`` appends where the codec shares decoders or has none, else ``"double"``.
+            ``"auto"`` does so where the codec says that it refits (krnet, autoencoder), and appends otherwise.
         task_model: codecs that look at what a task sees get the network as it is then (krnet's Eq. 3).
         through_codec: new samples pass through the codec too before they are learnt from, so that old and new ones
             are alike; default where the codec is lossy.
@@ -85,7 +85,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         frozen_until: a module of the network's body; from the second task on it, and all that was registered before it,
             stays as it is and in eval mode: the KRNet paper's F1, where images are learnt from and replayed.
         mean, std: of stored images, after uint8 has been divided by 255.
-        flip, crop: see `krstore.learning.streams.Augmentation`.
+        flip, crop: see `krstore.learning.streams.Augmentation`; only images are cropped.
         base_training, training: of the first task, and of those that follow.
         memory: of learners that have one.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.

@@ -20,6 +20,7 @@ ARCHIVES = (".h5", ".hdf5", ".npz", ".safetensors", ".krs")
 TEST_NAMES = ("test", "val", "features_test")
 TRAIN_NAMES = ("train", "features")
 PIXELS = 3 * 32 * 32
+RECORDS = 4096  # read at once
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,16 @@ class CifarBinary:
         record, labels, counts = label_bytes + PIXELS, [], []
         for file in self._files:
             try:
-                data = np.fromfile(file, np.uint8)
+                size = file.stat().st_size
+                if not size or size % record:
+                    raise ArchiveError(f"{file} has {size:,} bytes, which are not records of {record:,}; is it cut?")
+                counts.append(size // record)
+                with file.open("rb") as opened:
+                    while data := opened.read(RECORDS * record):
+                        own = np.frombuffer(data, np.uint8).reshape(-1, record)[:, label_bytes - 1]
+                        labels.append(own.astype(np.int64))
             except OSError as error:
                 raise ArchiveError(f"{file} cannot be read: {error.strerror}") from error
-            if not len(data) or len(data) % record:
-                raise ArchiveError(f"{file} has {len(data):,} bytes, which are not records of {record:,}; is it cut?")
-            labels.append(data.reshape(-1, record)[:, label_bytes - 1].astype(np.int64))
-            counts.append(len(labels[-1]))
         self._ends = np.cumsum(counts)
         self.labels: Ids | None = np.concatenate(labels)
         self.spec = SourceSpec(

@@ -34,7 +34,7 @@ from krstore.progress import SILENT, Progress
 from krstore.source import Source, Subset
 from krstore.tensors import as_tensor, resolve_device
 
-__all__ = ["MEMORY", "learn"]
+__all__ = ["MEMORY", "learn", "scenario_of"]
 
 MEMORY = "memory"
 TEST_BATCH = 512
@@ -59,21 +59,28 @@ def learn(
     return _Run(config, Path(folder), dataset or open_dataset(config.data, config.test), progress).run()
 
 
+def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
+    """Return the scenario of a run."""
+    return Scenario(
+        dataset, order=config.order, base=config.base, steps=config.steps, per_class=config.per_class,
+        validation=config.validation, seed=config.seed,
+    )  # fmt: skip
+
+
 class _Run:
     def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, progress: Progress) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = resolve_device(config.device)
-        self.scenario = Scenario(
-            dataset, order=config.order, base=config.base, steps=config.steps, per_class=config.per_class,
-            validation=config.validation, seed=config.seed,
-        )  # fmt: skip
+        self.scenario = scenario_of(config, dataset)
         self.result = load_result(folder, config, self.scenario)
         self.prepare = _preparation(config, dataset.train)
-        self.augment = Augmentation(config.flip, config.crop)
+        self.augment = Augmentation(config.flip, config.crop if isinstance(self.prepare, Inputs) else 0)
         torch.manual_seed(config.seed)
         example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
-        if (config.flip or config.crop) and example.ndim != 4:
-            raise UsageError(f"flip and crop are for samples (C, H, W); these are {tuple(example.shape[1:])}")
+        if config.flip and example.ndim != 4:
+            raise UsageError(
+                f"flip=true is for samples (C, H, W); these are {tuple(example.shape[1:])}: set flip=false"
+            )
         self.network = build_network(config.model, config.weights, example, config.model_args).to(self.device)
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)

@@ -46,17 +46,12 @@ class Recall:
     ) -> None:
         if config.ratio is not None and config.budget is not None:
             raise ConfigError(f"memory: ratio={config.ratio} and budget={config.budget}; give one of them")
-        self._config, self._scenario, self._seed, self._device, self._progress = (
-            config,
-            scenario,
-            seed,
-            device,
-            progress,
-        )
+        self._config, self._scenario, self._progress = config, scenario, progress
+        self._seed, self._device = seed, device
         self._codec = get_sample_codec(config.codec)
         self._update = config.update
         if config.update == "auto":
-            self._update = "append" if self._codec.shares_decoder or self._codec.name in ("raw", "pq") else "double"
+            self._update = "double" if self._codec.refits else "append"
         self.lossy = not self._codec.lossless
         for name in ("ratio", "budget"):
             if not self.lossy and getattr(config, name) is not None:
@@ -119,7 +114,7 @@ class Recall:
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
         task, stores = self._scenario.tasks[number], self.memory.stores
         decoder = stores[0] if stores and self._codec.shares_decoder else None
-        shared = 0 if decoder is None else sum(map(self.memory.network_bytes, self.memory.manifest.networks))
+        shared = 0 if decoder is None else sum(map(self.memory.folder.network_bytes, self.memory.manifest.networks))
         encode(
             samples, path, self._config.codec, preset=self._config.preset, settings=self._config.settings,
             device=self._device, seed=self._seed, decoder=decoder, force=True, resume=True, task_model=task_model,

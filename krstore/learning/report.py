@@ -17,9 +17,8 @@ import numpy as np
 from krstore.errors import OutputError, UsageError
 from krstore.files import atomic_write
 from krstore.learning.data import open_dataset
-from krstore.learning.harness import MEMORY
+from krstore.learning.harness import MEMORY, scenario_of
 from krstore.learning.results import RESULT, RunResult, read_result
-from krstore.learning.scenario import Scenario
 from krstore.memory import Memory
 from krstore.plots import require_matplotlib
 
@@ -237,10 +236,7 @@ def _tsne(group: Group) -> Figure:
 
     run = group.runs[0]
     config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
-    scenario = Scenario(
-        open_dataset(config.data, config.test), order=config.order, base=config.base, steps=config.steps,
-        per_class=config.per_class, validation=config.validation, seed=config.seed,
-    )  # fmt: skip
+    scenario = scenario_of(config, open_dataset(config.data, config.test))
     source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
     assert source.labels is not None
     chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)

@@ -1,45 +1,26 @@
-"""A memory: what it holds, and the changes that neither a crash nor another process can spoil.
-
-    DIR/manifest.json       which stores there are; replaced by a rename, and only under the lock
-    DIR/stores/HASH.krs     the stores, without their networks
-    DIR/networks/HASH       the networks, each once, however many stores share it
-    DIR/work/               encodes under way
-    DIR/lock                held while the manifest is replaced
-
-A change writes its new files first, then the manifest, and only then removes files that no store needs any more. What
-a killed process leaves behind of these is removed by the next change; what it leaves in ``work`` is taken up when the
-same is asked for again.
-"""
+"""A memory: what it holds, and the changes that neither a crash nor another process can spoil."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
-import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from krstore.errors import CorruptStoreError, KrstoreError, OutputError, UsageError
-from krstore.memory.manifest import MANIFEST, Entry, Manifest, read_manifest, write_manifest
+from krstore.errors import CorruptStoreError, KrstoreError, UsageError
+from krstore.memory.folder import Folder
+from krstore.memory.manifest import Entry, Manifest, read_manifest, write_manifest
 from krstore.memory.samples import MemorySamples
-from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
 from krstore.progress import SILENT, Progress
-from krstore.source import class_indices
 from krstore.store.reader import Store
 
 if TYPE_CHECKING:
     from krstore.replay import Replay
 
 __all__ = ["Memory"]
-
-STORES, NETWORKS, WORK, LOCK = "stores", "networks", "work", "lock"
-PIECE = 16 << 20
 
 AnyStore = Store | str | Path
 
@@ -52,6 +33,7 @@ class Memory:
         device: where its stores decode.
 
     Attributes:
+        folder: where its files lie.
         manifest: its stores, the oldest first.
 
     Raises:
@@ -61,6 +43,7 @@ class Memory:
 
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         self.path, self.device = Path(path), device
+        self.folder = Folder(self.path)
         self.reload()
 
     @classmethod
@@ -70,19 +53,8 @@ class Memory:
         Raises:
             OutputError: the folder has something in it, or cannot be made.
         """
-        folder = Path(path)
-        try:
-            folder.mkdir(exist_ok=True)
-            begun = {folder / STORES, folder / NETWORKS}  # by a process that was killed at it
-            found = {entry for entry in folder.iterdir() if entry.name != LOCK and not entry.name.endswith(".partial")}
-            if found - begun or any(any(entry.iterdir()) for entry in found):
-                raise OutputError(f"{folder} is not empty; a memory begins in a new folder")
-            for entry in begun:
-                entry.mkdir(exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"a memory cannot be made in {folder}: {error.strerror}") from error
-        write_manifest(folder, Manifest())
-        return cls(folder, device=device)
+        Folder(Path(path)).create()
+        return cls(path, device=device)
 
     def __len__(self) -> int:
         return sum(entry.samples for entry in self.manifest.stores)
@@ -109,21 +81,8 @@ class Memory:
     @property
     def bytes(self) -> int:
         """The bytes of all its files: manifest, stores, and the networks, each once."""
-        networks = sum(map(self.network_bytes, self.manifest.networks))
-        return self.manifest_bytes + sum(entry.bytes for entry in self.manifest.stores) + networks
-
-    @property
-    def manifest_bytes(self) -> int:
-        """The bytes of the manifest."""
-        return _size(self.path / MANIFEST)
-
-    def network_bytes(self, sha256: str) -> int:
-        """Return the bytes of what is kept apart under this hash.
-
-        Raises:
-            CorruptStoreError: it is missing.
-        """
-        return _size(self.path / NETWORKS / sha256)
+        networks = sum(map(self.folder.network_bytes, self.manifest.networks))
+        return self.folder.manifest_bytes + sum(entry.bytes for entry in self.manifest.stores) + networks
 
     @functools.cached_property
     def stores(self) -> list[Store]:
@@ -133,7 +92,7 @@ class Memory:
         """
         while True:
             try:
-                return [self._open(entry) for entry in self.manifest.stores]
+                return [self.folder.open(entry, self.device) for entry in self.manifest.stores]
             except (UsageError, CorruptStoreError):
                 newer = read_manifest(self.path)
                 if newer == self.manifest:
@@ -249,61 +208,27 @@ class Memory:
                 task.advance()
         return checked
 
-    @contextlib.contextmanager
-    def working(self, name: str, *, leave: bool = False) -> Iterator[Path]:
-        """Yield where an encode under way may write; when it ends well, nothing of it stays unless `leave` says so."""
-        folder = self.path / WORK / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-        yield folder
-        if leave:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others may be at work
-            folder.parent.rmdir()
-
     def _take(self, manifest: Manifest) -> None:
         self.manifest = manifest
         for name in ("stores", "samples"):
             self.__dict__.pop(name, None)
 
-    def _open(self, entry: Entry) -> Store:
-        apart = {name: self.path / NETWORKS / sha256 for name, sha256 in entry.networks.items()}
-        _size(self._file(entry))
-        return MemoryStore(self._file(entry), apart, device=self.device)
-
-    def _file(self, entry: Entry) -> Path:
-        return self.path / STORES / f"{entry.sha256}.krs"
-
     def _adopt(self, store: Store, entries: list[Entry]) -> Entry:
-        """Write a store's files, and add its entry to `entries`; one that is there replays all of its classes again."""
-        sha256 = store.path.stem if isinstance(store, MemoryStore) else _hash(store.path)
+        """Take a store into `entries`; one that is there replays all of its classes again."""
+        sha256 = self.folder.identity(store)
         for number, entry in enumerate(entries):
             if entry.sha256 == sha256:
                 entries[number] = msgspec.structs.replace(entry, dropped=())
                 return entries[number]
         self._check(store, entries)
-        apart = shared_members(store)
-        entry = Entry(
-            sha256=sha256, bytes=0, codec=store.codec, networks=apart,
-            classes={label: len(ids) for label, ids in class_indices(store.labels).items()},
-        )  # fmt: skip
-        for name, network in apart.items():
-            target = self.path / NETWORKS / network
-            if not target.exists():
-                write_apart(store, name, target)
-        write_rest(store, apart, self._file(entry))
-        entry = msgspec.structs.replace(entry, bytes=self._file(entry).stat().st_size)
-        entries.append(entry)
-        return entry
+        entries.append(self.folder.adopt(store))
+        return entries[-1]
 
     def _check(self, store: Store, entries: list[Entry]) -> None:
         if store.labels is None:
             raise UsageError(f"{store.path} has no labels; a memory replays samples with labels")
         if entries:
-            with self._open(entries[0]) as first:
+            with self.folder.open(entries[0], self.device) as first:
                 own, other = ((s.source.shape, s.source.dtype, s.source.channel_axis) for s in (store, first))
             if own != other:
                 raise UsageError(
@@ -319,46 +244,8 @@ class Memory:
             manifest = self.manifest.changed(entries)
             write_manifest(self.path, manifest)
             self._take(manifest)
-            self._sweep()
+            self.folder.sweep(manifest)
 
-        with _locked(self.path / LOCK):
+        with self.folder.locked():
             self.reload()
             yield self.manifest, commit
-
-    def _sweep(self) -> None:
-        """Remove the files that no store of the manifest needs."""
-        needed = {
-            STORES: {self._file(entry).name for entry in self.manifest.stores},
-            NETWORKS: self.manifest.networks,
-        }
-        for folder, names in needed.items():
-            for file in (self.path / folder).iterdir():
-                if file.name not in names:
-                    with contextlib.suppress(OSError):
-                        file.unlink()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock against other processes; the system frees it when this one ends, however it ends."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise CorruptStoreError(f"{path} is missing: {error.strerror}") from error
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

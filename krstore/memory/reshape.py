@@ -110,13 +110,13 @@ def merge(
     if not target and not get_sample_codec(chosen).lossless:
         stored, live = sum(sum(e.classes.values()) for e in entries), sum(e.samples for e in entries)
         networks = {sha256 for entry in entries for sha256 in entry.networks.values()}
-        taken = sum(entry.bytes for entry in entries) + sum(map(memory.network_bytes, networks))
+        taken = sum(entry.bytes for entry in entries) + sum(map(memory.folder.network_bytes, networks))
         target = {"max_bytes": taken * live // stored}
     encoder = _Encoder(
         memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=task_model,
         progress=progress,
     )  # fmt: skip
-    with memory.working(_folder("merge", entries, target, chosen, preset, settings, seed)) as folder:
+    with memory.folder.working(_folder("merge", entries, target, chosen, preset, settings, seed)) as folder:
         store = encoder.encode(entries, folder, **target)
         return memory.replace(entries, [store])[0]
 
@@ -151,7 +151,7 @@ def shrink(
     _check_samples(memory)
     entries = list(memory.manifest.stores)
     kept = _shared_networks(memory) if codec is None else {}
-    fixed = memory.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
+    fixed = memory.folder.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
     sizes = {entry.sha256: _own_bytes(memory, entry, kept) * entry.samples for entry in entries}
     weights = {entry.sha256: sizes[entry.sha256] / sum(entry.classes.values()) for entry in entries}
     if budget <= fixed:
@@ -159,7 +159,7 @@ def shrink(
             f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
             "name a codec to encode without the shared decoder, or a larger budget"
         )
-    with memory.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
+    with memory.folder.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
         shrunk = []
         for entry, store in zip(entries, memory.stores, strict=True):
             chosen = codec or entry.codec
@@ -206,12 +206,12 @@ def _shared_networks(memory: Memory) -> dict[str, int]:
         if get_sample_codec(entry.codec).shares_decoder
         for network in set(entry.networks.values())
     )
-    return {network: memory.network_bytes(network) for network, count in users.items() if count > 1}
+    return {network: memory.folder.network_bytes(network) for network, count in users.items() if count > 1}
 
 
 def _own_bytes(memory: Memory, entry: Entry, kept: Mapping[str, int]) -> int:
     return entry.bytes + sum(
-        memory.network_bytes(network) for network in entry.networks.values() if network not in kept
+        memory.folder.network_bytes(network) for network in entry.networks.values() if network not in kept
     )
 
 

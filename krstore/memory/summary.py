@@ -30,7 +30,7 @@ def summarise(memory: Memory) -> dict[str, Any]:
         "shape": list(specs[0].shape) if specs else None,
         "dtype": specs[0].dtype if specs else None,
         "bytes": memory.bytes,
-        "networks": sum(map(memory.network_bytes, memory.manifest.networks)),
+        "networks": sum(map(memory.folder.network_bytes, memory.manifest.networks)),
         "source_bytes": source_bytes,
         "ratio": source_bytes / memory.bytes,
         "per_class": {str(label): count for label, count in memory.classes.items()},
@@ -40,7 +40,7 @@ def summarise(memory: Memory) -> dict[str, Any]:
                 "codec": entry.codec,
                 "samples": entry.samples,
                 "bytes": entry.bytes,
-                "networks": sum(map(memory.network_bytes, set(entry.networks.values()))),
+                "networks": sum(map(memory.folder.network_bytes, set(entry.networks.values()))),
                 "dropped": list(entry.dropped),
                 "nmse": store.quality.nmse,
             }

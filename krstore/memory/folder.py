@@ -1,0 +1,154 @@
+"""Where a memory lies: its files, the lock on them, and what may be removed.
+
+    DIR/manifest.json       which stores there are; replaced by a rename, and only under the lock
+    DIR/stores/HASH.krs     the stores, without their networks
+    DIR/networks/HASH       the networks, each once, however many stores share it
+    DIR/unfinished          encodes under way
+    DIR/lock                held while the manifest is replaced
+
+A change writes its new files first, then the manifest, and only then removes files that no store needs any more. What
+a killed process leaves behind of these is removed by the next change; what is unfinished is taken up when the same is
+asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from krstore.errors import CorruptStoreError, OutputError
+from krstore.memory.manifest import MANIFEST, Entry, Manifest, write_manifest
+from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
+from krstore.source import class_indices
+from krstore.store.reader import Store
+
+__all__ = ["Folder"]
+
+STORES, NETWORKS, UNFINISHED, LOCK = "stores", "networks", "unfinished", "lock"
+
+
+class Folder:
+    """The folder of a memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def create(self) -> None:
+        """Make it, for an empty memory.
+
+        Raises:
+            OutputError: it has something in it, or cannot be made.
+        """
+        try:
+            self.path.mkdir(exist_ok=True)
+            begun = {self.path / STORES, self.path / NETWORKS}  # by a process that was killed at it
+            entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+            found = {entry for entry in entries if not entry.name.endswith(".partial")}
+            if found - begun or any(any(entry.iterdir()) for entry in found):
+                raise OutputError(f"{self.path} is not empty; a memory begins in a new folder")
+            for entry in begun:
+                entry.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"a memory cannot be made in {self.path}: {error.strerror}") from error
+        write_manifest(self.path, Manifest())
+
+    @property
+    def manifest_bytes(self) -> int:
+        """The bytes of the manifest."""
+        return _size(self.path / MANIFEST)
+
+    def network_bytes(self, sha256: str) -> int:
+        """Return the bytes of what is kept apart under this hash.
+
+        Raises:
+            CorruptStoreError: it is missing.
+        """
+        return _size(self.path / NETWORKS / sha256)
+
+    def open(self, entry: Entry, device: str) -> MemoryStore:
+        """Open a store.
+
+        Raises:
+            CorruptStoreError: a file of it is missing or damaged.
+        """
+        _size(self._file(entry))
+        apart = {name: self.path / NETWORKS / sha256 for name, sha256 in entry.networks.items()}
+        return MemoryStore(self._file(entry), apart, device=device)
+
+    def adopt(self, store: Store) -> Entry:
+        """Write a store's files, and return what the manifest is to say of it."""
+        assert store.labels is not None
+        apart = shared_members(store)
+        entry = Entry(
+            sha256=self.identity(store), bytes=0, codec=store.codec, networks=apart,
+            classes={label: len(ids) for label, ids in class_indices(store.labels).items()},
+        )  # fmt: skip
+        for name, network in apart.items():
+            target = self.path / NETWORKS / network
+            if not target.exists():
+                write_apart(store, name, target)
+        write_rest(store, apart, self._file(entry))
+        return msgspec.structs.replace(entry, bytes=_size(self._file(entry)))
+
+    @staticmethod
+    def identity(store: Store) -> str:
+        """Return the SHA-256 of a store's file, whole; a memory's own are named by it."""
+        if isinstance(store, MemoryStore):
+            return store.path.stem
+        with store.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def sweep(self, manifest: Manifest) -> None:
+        """Remove the files that no store of the manifest needs."""
+        needed = {STORES: {self._file(entry).name for entry in manifest.stores}, NETWORKS: manifest.networks}
+        for folder, names in needed.items():
+            for file in (self.path / folder).iterdir():
+                if file.name not in names:
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock against other processes; the system frees it when this one ends, however it ends."""
+        path = self.path / LOCK
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def working(self, name: str, *, leave: bool = False) -> Iterator[Path]:
+        """Yield where an encode under way may write; when it ends well, nothing of it stays unless `leave` says so."""
+        folder = self.path / UNFINISHED / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
+        yield folder
+        if leave:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may be at work
+            folder.parent.rmdir()
+
+    def _file(self, entry: Entry) -> Path:
+        return self.path / STORES / f"{entry.sha256}.krs"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise CorruptStoreError(f"{path} is missing: {error.strerror}") from error
