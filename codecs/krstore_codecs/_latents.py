@@ -184,7 +184,7 @@ class IntegerBlocks:
         self._blocks = BlockReader(payload, name, samples, self._unpack)
 
     def read(self, rows: Ids) -> Integers:
-        """Return the integers (len(rows), L) of these rows, in the narrowest signed type that holds them all."""
+        """Return the integers (len(rows), L) of these rows, in the narrowest signed type for their tables."""
         return self._blocks.read(rows)
 
     def cache(self, limit: int) -> None:

@@ -49,8 +49,13 @@ def test_integers_are_the_rounded_rows(samples: int, length: int, step: float, s
     np.testing.assert_array_equal(reader.read(np.arange(samples)), expected)
     some = rng.integers(0, samples, 9)
     np.testing.assert_array_equal(reader.read(some), expected[some])
-    widest = max(expected.max(), -expected.min() - 1)
-    assert reader.read(some).dtype == (np.int8 if widest < 1 << 7 else np.int16)
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(127, np.int8), (-128, np.int8), (128, np.int16), (-129, np.int16)])
+def test_integers_come_in_the_narrowest_type_of_their_tables(largest: int, dtype: type) -> None:
+    values = np.zeros((500, 3), np.float32)
+    values[0] = largest
+    assert IntegerBlocks(written(values, 1.0), "latent/codes", 500, 3).read(np.arange(9)).dtype == dtype
 
 
 def test_more_rows_than_are_held_at_once() -> None:
