@@ -1,0 +1,356 @@
+"""Avalanche: exemplars on disk for its `ReplayPlugin`, and a strategy that replays features, which the plugin cannot.
+
+Both keep what they replay in a `krstore.Memory`, one store an experience, and are written by Avalanche's
+`save_checkpoint` as the memory's path. An experience that is trained again, after a checkpoint was loaded, takes the
+place of what it left before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from krstore.archives import write_archive
+from krstore.codec import Codec
+from krstore.errors import MissingExtraError, UsageError
+from krstore.memory import Memory
+from krstore.memory.manifest import Entry
+from krstore.memory.samples import MemorySamples
+from krstore.registry import get_sample_codec
+from krstore.replay import CACHE_BYTES, Replay
+from krstore.source import Ids, Source, SourceSpec, Subset, class_indices, default_channel_axis
+from krstore.store.reader import Store
+from krstore.store.writer import encode
+from krstore.tensors import as_array, as_tensor
+
+try:
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
+    from avalanche.benchmarks.utils.flat_data import ConstantSequence
+    from avalanche.training.storage_policy import ExemplarsBuffer
+    from avalanche.training.templates import SupervisedTemplate
+except ImportError:
+    raise MissingExtraError("avalanche", "avalanche", "krstore.adapters.avalanche") from None
+
+__all__ = ["FeatureReplay", "StoredExemplars"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
+    """A storage policy for `ReplayPlugin`: random exemplars, as many of each class, in a memory on disk.
+
+    Kept are the datasets' items before their transforms: PIL images as uint8 (H, W, C), tensors as they are. When the
+    share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time.
+
+    Args:
+        max_size: exemplars in all; `ReplayPlugin(mem_size=...)` wants the same number.
+        path: the memory's folder, made if need be.
+        transform: maps a stored item, a PIL image again if it was one, to what is replayed, augmentation included;
+            default a float tensor in 0..1 of an image, and the item itself otherwise.
+        codec: a registered codec's name.
+        adaptive_size: share `max_size` among the classes seen so far; otherwise among `total_num_classes`.
+        seed: of the selection.
+        device: where a codec computes.
+        encoding: other arguments of `krstore.encode`, `ratio` for example.
+
+    Raises:
+        UsageError: `adaptive_size` is off and the number of classes not given.
+    """
+
+    def __init__(
+        self,
+        max_size: int,
+        path: str | Path,
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        codec: str = "raw",
+        adaptive_size: bool = True,
+        total_num_classes: int | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        encoding: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not adaptive_size and not total_num_classes:
+            raise UsageError("adaptive_size=False needs total_num_classes, a positive number")
+        self._memory = _Experiences(path, codec, seed, device, encoding)
+        self._transform, self._divisor, self._seed = transform, None if adaptive_size else total_num_classes, seed
+        self._with_tasks = False
+        super().__init__(max_size)
+
+    @property
+    def memory(self) -> Memory:
+        """Where the exemplars are."""
+        return self._memory.memory
+
+    @property
+    def buffer(self) -> AvalancheDataset[Any]:
+        """The exemplars, as a dataset."""
+        samples = self._memory.samples()
+        if samples is None:
+            return AvalancheDataset([])
+        attributes = [DataAttribute(samples.labels.tolist(), "targets")]
+        if self._with_tasks:
+            tasks = ConstantSequence(0, len(samples))
+            attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
+        return AvalancheDataset([_Items(samples, self._transform)], data_attributes=attributes)
+
+    @buffer.setter
+    def buffer(self, new_buffer: AvalancheDataset[Any]) -> None:
+        if len(new_buffer):
+            raise UsageError("stored exemplars come from experiences alone; their buffer cannot be set")
+
+    def post_adapt(self, agent_state: Any, exp: Any) -> None:
+        """Keep exemplars of the experience that was just trained on, and no more of older classes than is left."""
+        self._with_tasks = _with_tasks(exp)
+        items = exp.dataset.train().remove_current_transform_group()
+        labels = _labels(exp)
+        own = class_indices(labels)
+        classes = own.keys() | self._memory.classes(exp.current_experience)
+        rng = np.random.default_rng([self._seed, exp.current_experience])
+        chosen = [rng.permutation(ids)[: self._quota(len(classes))] for ids in own.values()]
+        ids = np.concatenate(chosen)
+        loader = DataLoader(items.subset(ids.tolist()), batch_size=64, collate_fn=_as_stored)
+        self._memory.take(exp.current_experience, loader, labels[ids])
+        self._memory.shrink(self._quota(len(classes)))
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        """Keep no more than `new_size` exemplars from now on."""
+        self.max_size = new_size
+        if self._memory.finished:
+            self._memory.shrink(self._quota(len(self._memory.classes())))
+
+    def _quota(self, classes: int) -> int:
+        quota = self.max_size // (self._divisor or classes)
+        if not quota:
+            raise UsageError(f"max_size={self.max_size} is less than one exemplar of each of {classes} classes")
+        return int(quota)
+
+
+class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
+    """Trains the end of a network on features: a new experience's, and those of earlier ones from a memory on disk.
+
+    A frozen extractor maps the images of an experience to features once; these are encoded into the memory, and every
+    epoch shows their decoded form mixed with that of earlier experiences. With a lossy codec new features pass through
+    the codec too, so that what is new differs from what is old in nothing but its classes. Evaluation runs images
+    through extractor and model. For class-incremental benchmarks, of one task label.
+
+    Args:
+        extractor: maps a batch of images to features; it is frozen.
+        model: maps features to scores; what the optimiser trains.
+        path: the memory's folder, made if need be.
+        codec: a registered codec's name. Later stores use the first one's decoder where it can be shared.
+        share: replayed samples in a batch, from 0 to below 1; default in proportion to what is stored.
+        balance: in what order earlier samples are replayed; see `krstore.Replay`.
+        through_codec: train on new features as the codec gives them back; otherwise as they are.
+        seed: of codec and order.
+        encoding: other arguments of `krstore.encode`, `ratio` and `settings` for example.
+        cache_bytes: see `krstore.Replay`.
+        options: Avalanche's `SupervisedTemplate` takes them. `train_mb_size` is of the *new* samples of a batch.
+
+    Raises:
+        UsageError: an experience has several tasks, or a task label that is not 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        extractor: nn.Module,
+        model: nn.Module,
+        path: str | Path,
+        codec: str = "transform",
+        share: float | None = None,
+        balance: str = "proportional",
+        through_codec: bool = True,
+        seed: int = 0,
+        encoding: Mapping[str, Any] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        **options: Any,
+    ) -> None:
+        super().__init__(model=model, **options)
+        self.extractor = extractor.to(self.device).eval().requires_grad_(False)
+        self._memory = _Experiences(path, codec, seed, str(self.device), encoding)
+        self._share, self._balance, self._through_codec = share, balance, through_codec
+        self._seed, self._cache_bytes = seed, cache_bytes
+
+    @property
+    def memory(self) -> Memory:
+        """Where the features are."""
+        return self._memory.memory
+
+    def make_train_dataloader(self, num_workers: int = 0, **options: Any) -> None:
+        """Encode the features of the experience, and mix what they decode to with earlier ones."""
+        assert self.experience is not None
+        tasks = self.experience.dataset.targets_task_labels.uniques if _with_tasks(self.experience) else {0}
+        if tasks != {0}:
+            raise UsageError(f"task labels {sorted(tasks)}; features are replayed for one task, label 0")
+        loader = DataLoader(
+            self.experience.dataset.eval(), batch_size=self.eval_mb_size, num_workers=num_workers,
+            collate_fn=self._extracted,
+        )  # fmt: skip
+        number = self.experience.current_experience
+        earlier = self._memory.samples(before=number)
+        store = self._memory.take(number, (x for x, _ in loader), _labels(self.experience))
+        arguments = {"device": self.device, "seed": self._seed, "cache_bytes": self._cache_bytes}
+        old = None if earlier is None else Replay(earlier, balance=self._balance, **arguments)
+        new: DataLoader[Any] | Replay = store.replay(self.train_mb_size, **arguments)
+        if not self._through_codec:
+            new = DataLoader(
+                self.experience.dataset.train(), batch_size=self.train_mb_size, num_workers=num_workers, shuffle=True,
+                collate_fn=self._extracted,
+            )  # fmt: skip
+        share = self._share
+        if share is None:
+            share = len(old) / (len(old) + len(store)) if old else 0.0
+        self.dataloader = _Mixed(new, old, share, _with_tasks(self.experience))
+
+    def forward(self) -> Any:
+        """Return the scores of a batch: of features while training, of images otherwise."""
+        if not self.is_training:
+            with torch.no_grad():
+                self.mbatch[0] = self.extractor(self.mb_x)
+        return super().forward()
+
+    def _extracted(self, items: Sequence[Any]) -> Batch:
+        with torch.no_grad():
+            features = self.extractor(torch.stack([item[0] for item in items]).to(self.device))
+        return features, torch.tensor([int(item[1]) for item in items])
+
+
+class _Experiences:
+    """A memory of one store an experience; what was not finished, or is done again, gives way.
+
+    Attributes:
+        finished: how many experiences a checkpoint knows of.
+    """
+
+    def __init__(
+        self, path: str | Path, codec: str, seed: int, device: str, encoding: Mapping[str, Any] | None
+    ) -> None:
+        self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
+        self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
+        self.memory = Memory(path, device=device) if Path(path).exists() else Memory.create(path, device=device)
+        self.finished = 0
+
+    def samples(self, before: int | None = None) -> MemorySamples | None:
+        """Return what is kept of the experiences before one, by default of all that are finished."""
+        stop = self.finished if before is None else before
+        stores = [store for store in self.memory.stores if _experience(store) < stop]
+        return MemorySamples(self.memory.path, stores, [()] * len(stores)) if stores else None
+
+    def classes(self, before: int | None = None) -> set[int]:
+        """Return the labels of the same."""
+        samples = self.samples(before)
+        return set() if samples is None else set(samples.labels.tolist())
+
+    def take(self, number: int, batches: Iterable[Tensor], labels: Ids) -> Store:
+        """Encode an experience's samples into a store, in the place of any of it or of later ones."""
+        stale = [entry for entry, store in self._entries() if _experience(store) >= number]
+        kept = [store for _, store in self._entries() if _experience(store) < number]
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "samples.h5"
+            _write(archive, batches, labels, number)
+            store = self._encode(archive, Path(folder), kept[0] if kept else None)
+            (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
+        self.finished = number + 1
+        return self.memory.stores[self.memory.manifest.stores.index(entry)]
+
+    def shrink(self, quota: int) -> None:
+        """Keep the first `quota` samples of each class, shared equally among the stores that have some of it."""
+        holders = Counter(label for entry in self.memory.manifest.stores for label in entry.classes)
+        for entry, store in self._entries():
+            assert store.labels is not None
+            own = class_indices(store.labels).items()
+            kept = np.sort(np.concatenate([ids[: max(1, quota // holders[label])] for label, ids in own]))
+            if len(kept) < len(store):
+                fewer = Subset(MemorySamples(self.memory.path, [store], [()]), kept)
+                with tempfile.TemporaryDirectory() as folder:
+                    self.memory.replace([entry], [self._encode(fewer, Path(folder), store)])
+
+    def _entries(self) -> list[tuple[Entry, Store]]:
+        return list(zip(self.memory.manifest.stores, self.memory.stores, strict=True))
+
+    def _encode(self, source: Source | Path, folder: Path, decoder: Store | None) -> Store:
+        return encode(
+            source, folder / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
+            decoder=decoder if self._codec.shares_decoder else None, **self._encoding,
+        )  # fmt: skip
+
+
+class _Items(Dataset[Any]):
+    """Stored samples as a dataset's items (x, y)."""
+
+    def __init__(self, samples: MemorySamples, transform: Callable[[Any], Any] | None) -> None:
+        samples.cache(CACHE_BYTES)
+        self._samples, self._transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        stored = self._samples.read(np.array([index]))[0]
+        image = stored.dtype == np.uint8
+        item: Any = as_tensor(stored)
+        if image and self._transform is not None:
+            from PIL import Image
+
+            item = Image.fromarray(stored)
+        elif image:
+            item = item.movedim(-1, 0).float() / 255 if item.ndim == 3 else item[None].float() / 255
+        return item if self._transform is None else self._transform(item), int(self._samples.labels[index])
+
+
+class _Mixed:
+    """The batches of an epoch each time that it is iterated: (x, y), and task labels where Avalanche wants them."""
+
+    def __init__(self, new: DataLoader[Any] | Replay, old: Replay | None, share: float, with_tasks: bool) -> None:
+        self._new, self._old, self._share, self._with_tasks = new, old, share, with_tasks
+
+    def __len__(self) -> int:
+        return self._new.batches if isinstance(self._new, Replay) else len(self._new)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        batches: Any = self._new if self._old is None else self._old.mix(self._new, self._share)
+        for batch in batches:
+            x, y = batch[0], batch[1]
+            yield [x, y, torch.zeros_like(y)] if self._with_tasks else [x, y]
+
+
+def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int) -> None:
+    """Write samples as an archive; the first batch tells of what shape and dtype they are."""
+    remaining = iter(batches)
+    first = as_array(next(remaining).cpu())
+    rank = first.ndim - 1
+    spec = SourceSpec(
+        samples=len(labels), shape=first.shape[1:], dtype=first.dtype.name,
+        channel_axis=2 if rank == 3 and first.dtype == np.uint8 else default_channel_axis(rank),
+    )  # fmt: skip
+    with write_archive(path, spec, {"labels": labels, "task": np.full(len(labels), experience)}) as writer:
+        writer.append(first)
+        for batch in remaining:
+            writer.append(as_array(batch.cpu()))
+
+
+def _as_stored(items: Sequence[Any]) -> Tensor:
+    return torch.stack([x if isinstance(x, Tensor) else torch.from_numpy(np.array(x)) for x, *_ in items])
+
+
+def _labels(experience: Any) -> Ids:
+    return np.array([int(label) for label in experience.dataset.targets], np.int64)
+
+
+def _experience(store: Store) -> int:
+    if store.task is None:
+        raise UsageError(f"{store.path} has no task column; give the adapter a memory that it made")
+    return int(store.task[0])
+
+
+def _with_tasks(experience: Any) -> bool:
+    return hasattr(experience.dataset, "targets_task_labels")
