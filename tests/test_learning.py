@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from krstore.errors import ArchiveError, ConfigError, UnknownNameError, UsageError
+from krstore.errors import ArchiveError, ConfigError, TargetUnreachableError, UnknownNameError, UsageError
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import open_dataset
 from krstore.learning.harness import learn
@@ -489,6 +489,44 @@ def test_a_budget_is_kept_at_every_step(data: Path, tmp_path: Path) -> None:
         assert 0.5 * share * 30_000 < step.memory_bytes <= share * 30_000
 
 
+def test_a_budget_of_a_lossless_codec_is_as_many_exemplars_as_fit(data: Path, tmp_path: Path) -> None:
+    result = learn(config(data, "replay", **{"memory.budget": 30_000}), tmp_path / "run")
+    assert [step.memory_bytes <= share * 30_000 for step, share in zip(result.steps, (1 / 3, 2 / 3, 1), strict=True)]
+    counts = set(Memory(tmp_path / "run" / "memory").classes.values())
+    assert 0 < min(counts) <= max(counts) < TRAIN
+    assert result.steps[-1].memory_bytes > 30_000 - 3 * 2 * 4 * 4 * 36 - 3 * 900  # one more of each class is too much
+    with pytest.raises(TargetUnreachableError, match="leaves 1 bytes for a task; one sample of each of its classes"):
+        learn(config(data, "replay", **{"memory.budget": 9}), tmp_path / "other")
+
+
+def test_a_step_whose_samples_could_not_be_taken_is_not_trained_again(data: Path, tmp_path: Path) -> None:
+    whole = learn(config(data, "replay"), tmp_path / "whole")
+    take, forward, taken, shown = Recall.take, nn.BatchNorm2d.forward, [], []
+
+    def fail(self: Recall, number: int, samples: Any, network: Any) -> None:
+        taken.append(number)
+        if taken.count(number) == 1:
+            raise KeyboardInterrupt
+        take(self, number, samples, network)
+
+    def count(self: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+        shown.append(self.training)
+        return forward(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.BatchNorm2d, "forward", count)
+        learn(config(data, "replay"), tmp_path / "counted")
+        batches = sum(shown)
+        patch.setattr(Recall, "take", fail)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                learn(config(data, "replay"), tmp_path / "run")
+        again = learn(config(data, "replay"), tmp_path / "run")
+    assert sum(shown) == 2 * batches
+    assert not list((tmp_path / "run").glob("trained*"))
+    assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
+
+
 def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
     result = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
     assert Memory(tmp_path / "run" / "memory").classes == dict.fromkeys(range(CLASSES), 5)
@@ -498,7 +536,7 @@ def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"memory.ratio": 3.0}, "codec raw is lossless"),
+        ({"memory.ratio": 3.0}, "codec raw is lossless; give it exemplars or a budget"),
         ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
         ({"memory.codec": "transform", "memory.exemplars": 3}, "need through_codec=false"),
         ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),

@@ -50,8 +50,8 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     Attributes:
         codec, preset, settings: of the stores.
         ratio: bytes of the samples over those of the memory; or
-        budget: bytes of the memory when all classes have come, in proportion before; without either, what the codec
-            gives.
+        budget: bytes of the memory when all classes have come, in proportion before, with as many samples of each
+            class as fit where the codec is lossless; without either, what the codec gives.
         exemplars: keep so many samples of each class, drawn at random; `None` for all.
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
             store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);

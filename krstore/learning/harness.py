@@ -1,7 +1,8 @@
 """One protocol for all learners: the loop over tasks, epochs and batches, evaluation, bytes, and going on after a kill.
 
 A run's folder holds ``run.json`` (config, code, and the results of each step so far), ``memory`` where the learner has
-one, and ``stepK.safetensors``, the network and what the learner keeps after the K steps that are finished.
+one, ``stepK.safetensors``, the network and what the learner keeps after the K steps that are finished, and meanwhile
+``trainedK.safetensors``, the same when step K has been trained and not yet taken into the memory.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class _Run:
     def run(self) -> RunResult:
         """Do the steps that are left."""
         if self.result.steps and not self.result.finished:
-            self._load()
+            self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
+            self._load(self._state("step", len(self.result.steps)))
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
             self._step(task)
@@ -112,7 +114,7 @@ class _Run:
                 held_bytes=held_bytes, **measured,
             )  # fmt: skip
             self.result = self.result.with_step(step)
-            self._save()
+            self._finish(task)
             self.progress.note(
                 f"step {task.number}: {100 * step.accuracy:.2f} % of {task.stop} classes, "
                 f"{step.memory_bytes + sum(held_bytes.values()):,} bytes, {step.seconds:.0f} s"
@@ -135,9 +137,13 @@ class _Run:
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
         learner.begin_step(task)
-        if not trained:
+        if self._state("trained", task.number).exists():
+            self._load(self._state("trained", task.number))
+        elif not trained:
             training = self.config.base_training if first else self.config.training
             self._train(task, training, self._stream(task, new, training.batch_size))
+            self._save("trained", task.number)
+        torch.manual_seed(1000 * self.config.seed + task.number)
         learner.end_step(task, lambda count=None: batches_of(self._some(new, count), self.prepare, self.device))
         if self.recall is not None:
             self.recall.take(task.number, new, self._seeing())
@@ -235,34 +241,35 @@ class _Run:
         for x, y in batches_of(self.scenario.test_until(task.number), self.prepare, self.device):
             yield from zip(torch.split(x, TEST_BATCH), torch.split(y, TEST_BATCH), strict=True)
 
-    def _save(self) -> None:
+    def _finish(self, task: Task) -> None:
+        """Write what a step has come to; the files of what was before it go when that is done."""
+        self._save("step", task.number + 1)
+        save_result(self.folder, self.result)
+        self._state("step", task.number).unlink(missing_ok=True)
+        self._state("trained", task.number).unlink(missing_ok=True)
+
+    def _save(self, kind: str, number: int) -> None:
         from safetensors.torch import save_file
 
         state = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         state |= {f"learner/{k}": v for k, v in self.learner.state().items()}
-        number = len(self.result.steps)
-        with atomic_path(self._state(number)) as path:
+        with atomic_path(self._state(kind, number)) as path:
             save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, path)
-        save_result(self.folder, self.result)
-        self._state(number - 1).unlink(missing_ok=True)
 
-    def _load(self) -> None:
+    def _load(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
 
-        finished = len(self.result.steps)
-        path = self._state(finished)
         try:
             with safe_open(path, "pt", device=self.device) as file:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
-        self.network.grow(self.scenario.tasks[finished - 1].stop)
         own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
         self.network.load_state_dict(own)
         self.learner.load_state({k.removeprefix("learner/"): v for k, v in tensors.items() if k.startswith("learner/")})
 
-    def _state(self, steps: int) -> Path:
-        return self.folder / f"step{steps}.safetensors"
+    def _state(self, kind: str, number: int) -> Path:
+        return self.folder / f"{kind}{number}.safetensors"
 
 
 class _Seeing(nn.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from krstore.config import build_config
-from krstore.errors import ConfigError, UsageError
+from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
@@ -53,15 +53,14 @@ class Recall:
         if config.update == "auto":
             self._update = "double" if self._codec.refits else "append"
         self.lossy = not self._codec.lossless
-        for name in ("ratio", "budget"):
-            if not self.lossy and getattr(config, name) is not None:
-                raise ConfigError(
-                    f"memory: {name}={getattr(config, name)}: codec {config.codec} is lossless; give it exemplars"
-                )
+        if not self.lossy and config.ratio is not None:
+            raise ConfigError(
+                f"memory: ratio={config.ratio}: codec {config.codec} is lossless; give it exemplars or a budget"
+            )
         build_config(config.codec, self._codec.Config, self._codec.presets, config.preset, config.settings)
         self.through_codec = self.lossy if config.through_codec is None else config.through_codec
-        if self.through_codec and config.exemplars is not None and self.lossy:
-            raise ConfigError("memory: exemplars of a lossy codec need through_codec=false; all of a task cannot pass")
+        if self.through_codec and (config.exemplars is not None or (config.budget is not None and not self.lossy)):
+            raise ConfigError("memory: exemplars need through_codec=false; all of a task cannot pass through the codec")
         self._folder = folder.parent
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
 
@@ -99,6 +98,8 @@ class Recall:
             path = self._folder / f"task{number}.krs"
             if merging:
                 encode(kept, path, "raw", force=True)
+            elif not self.lossy and self._config.budget is not None:
+                self._encode_fitting(kept, path, self._target(task.first, task.stop, 0)["max_bytes"])
             else:
                 self._encode(number, kept, path, seen_by)
             self.memory.append(path)
@@ -121,6 +122,29 @@ class Recall:
             progress=self._progress,
             **self._target(task.first, task.stop, shared),
         )  # fmt: skip
+
+    def _encode_fitting(self, samples: Subset, path: Path, limit: int) -> None:
+        """Encode as many samples, equally many of each class, as a lossless codec gets into `limit` bytes.
+
+        Raises:
+            TargetUnreachableError: not one of each class fits.
+        """
+        assert samples.labels is not None
+        count = max(map(len, class_indices(samples.labels).values()))
+        while True:
+            kept = _exemplars(samples, count, self._seed)
+            size = encode(
+                kept, path, self._config.codec, preset=self._config.preset, settings=self._config.settings,
+                device=self._device, seed=self._seed, force=True,
+            ).bytes.file  # fmt: skip
+            if size <= limit:
+                return
+            if count == 1:
+                raise TargetUnreachableError(
+                    f"memory: budget={self._config.budget} leaves {limit:,} bytes for a task; one sample of each of "
+                    f"its classes takes {size:,} with codec {self._config.codec}"
+                )
+            count = max(1, min(count - 1, count * limit // size))
 
     def _target(self, first: int, stop: int, shared: int) -> dict[str, Any]:
         """Return what a store of the classes first..stop-1 may take, with `shared` bytes that are counted already."""
