@@ -56,14 +56,35 @@ def learning(document: Document, path: Path) -> None:
     _draw(lines, path, "classes seen", "accuracy on all of them")
 
 
+def budgets(document: Document, path: Path) -> None:
+    """Draw last accuracy against bytes of memory, a line a method, and the accuracy from all raw features."""
+    rows = [row for row in document["rows"] if row["megabytes"] is not None]
+    lines: dict[str, Line] = {}
+    for name in _names(rows):
+        groups = [[row for row in rows if (row["name"], row["megabytes"]) == (name, size)] for size in _sizes(rows)]
+        means = [
+            (sum(row["bytes"] for row in group) / len(group) / 1e6, sum(row["last"] for row in group) / len(group))
+            for group in groups if group
+        ]  # fmt: skip
+        lines[name] = ([x for x, _ in means], [y for _, y in means])
+    oracle = [row["last"] for row in document["rows"] if row["megabytes"] is None]
+    level = ("all raw features", sum(oracle) / len(oracle)) if oracle else None
+    _draw(lines, path, "megabytes of memory, all classes seen", "accuracy on all classes", level=level)
+
+
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
+    "budgets": budgets,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 
 
 def _names(rows: list[Document]) -> list[str]:
     return list(dict.fromkeys(row["name"] for row in rows))
+
+
+def _sizes(rows: list[Document]) -> list[float]:
+    return sorted({row["megabytes"] for row in rows})
 
 
 def _line(rows: list[Document], name: str, x: str, y: str, key: str = "name") -> Line:

@@ -205,6 +205,26 @@ def learning(document: Document) -> str:
     return f"{table(head, cells)}\n\n{_footer(document)}"
 
 
+def budgets(document: Document) -> str:
+    """Last accuracy at equal bytes of memory, a line a method."""
+    rows = document["rows"]
+    sizes = sorted({row["megabytes"] for row in rows if row["megabytes"] is not None})
+    cells = []
+    for name in dict.fromkeys(row["name"] for row in rows if row["megabytes"] is not None):
+        found = [
+            [100 * row["last"] for row in rows if (row["name"], row["megabytes"]) == (name, size)] for size in sizes
+        ]
+        cells.append([name, *(_spread(values) if values else "-" for values in found)])
+    oracle = [row for row in rows if row["megabytes"] is None]
+    said = "".join(
+        f"All raw features, {max(row['bytes'] for row in oracle):,} bytes: "
+        f"{_spread([100 * row['last'] for row in oracle])} %. "
+        for _ in oracle[:1]
+    )
+    head = ["last accuracy, %, at", *(f"{size:g} MB" for size in sizes)]
+    return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{_footer(document)}"
+
+
 def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -260,6 +280,7 @@ def _span(values: Iterable[float]) -> str:
 
 TABLES: dict[str, Callable[[Document], str]] = {
     "accuracy": accuracy,
+    "budgets": budgets,
     "compare": compare,
     "family": family,
     "frontier": frontier,

@@ -58,15 +58,23 @@ def test_replay(tmp_path: Path) -> None:
 
 def test_generations(tmp_path: Path) -> None:
     document = tiny("generations", tmp_path)
-    (row,) = document["rows"]
-    assert len(row["nmse"]) == len(row["bytes"]) == 3
-    assert row["nmse"] == sorted(row["nmse"])
+    merged, appended = document["rows"]
+    assert len(merged["nmse"]) == len(merged["bytes"]) == len(appended["nmse"]) == 3
+    assert merged["nmse"] == sorted(merged["nmse"])
+    assert appended["nmse"] == [appended["nmse"][0]] * 3
+    assert appended["bytes"] == sorted(appended["bytes"])
 
 
 def test_learning(tmp_path: Path) -> None:
     document = tiny("learning", tmp_path)
     (row,) = document["rows"]
     assert (row["name"], row["classes"], len(row["accuracy"]), row["bytes"]) == ("finetune", [1, 2, 3], 3, 0)
+
+
+def test_budgets(tmp_path: Path) -> None:
+    (row,) = tiny("budgets", tmp_path)["rows"]
+    assert (row["name"], row["seed"], len(row["accuracy"])) == ("kril, transform", 0, 3)
+    assert 4_000 < row["bytes"] <= 12_000
 
 
 def test_lossless(tmp_path: Path) -> None:

@@ -707,6 +707,11 @@ def test_upper_bounds_keep_what_they_see(data: Path, tmp_path: Path) -> None:
     assert [step.memory_bytes for step in result.steps] == [classes * TRAIN * 4 * 4 * 36 for classes in (2, 4, 6)]
 
 
+def test_a_rate_takes_the_place_of_the_presets() -> None:
+    memory = build_run_config("kril", {"data": "x", "memory.budget": 5_000_000}, preset="fast").memory
+    assert (memory.codec, memory.preset, memory.ratio, memory.budget) == ("transform", "fast", None, 5_000_000)
+
+
 def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 5\n")

@@ -15,6 +15,7 @@ from krstore.errors import ConfigError, UnknownNameError, UsageError
 __all__ = ["PRESETS", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
 
 PRESETS = ("fast", "paper")
+RATES = {"ratio", "budget"}
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -130,7 +131,8 @@ def build_run_config(
         settings: single values, typed or as text, those of a table by a dotted name (``{"training.epochs": 5}``);
             `None` is no value.
         preset: ``"paper"`` or ``"fast"``: hyper-parameters of all methods, and what single methods have of their own.
-            What it says of the memory holds for its codec; naming another leaves that out.
+            What it says of the memory holds for its codec; naming another leaves that out, as a ratio or a budget does
+            with the preset's.
         file: a TOML file with the same names.
 
     Raises:
@@ -149,6 +151,8 @@ def build_run_config(
         _overlay(values, methods.get(method, {}))
         if own.get("memory", {}).get("codec") not in (None, values.get("memory", {}).get("codec")):
             values.pop("memory", None)  # rate and settings are those of the preset's codec
+        if own.get("memory", {}).keys() & RATES:
+            values["memory"] = {name: value for name, value in values.get("memory", {}).items() if name not in RATES}
     _overlay(values, own)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)

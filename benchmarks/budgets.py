@@ -1,0 +1,74 @@
+"""Accuracy against bytes of memory: KRIL with every codec, with fewer raw features, and with images, at equal bytes.
+
+`--data` names a folder as `benchmarks.learning` takes it, with a folder `images` in it: `train.h5` and `test.h5`, all
+of CIFAR-100 as uint8. B50, T = 10, *all* 500 samples of a class, an epoch a task; the budget is that of the memory when
+all 100 classes have come. Images pass through the frozen network up to `layer3.0` each time, so that the same layers
+are trained; they are fewer, and get four epochs.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from benchmarks._common import Run, main
+from benchmarks.learning import learnt
+
+MEGABYTE = 1_000_000
+BUDGETS = (1, 2, 5, 10, 25)
+SEEDED = (1, 5)
+SEEDS = (0, 1, 2)
+FEW_ITERATIONS = {"iterations": 400}
+IMAGES: dict[str, Any] = {
+    "images": True, "model": "krstore.backbones:resnet32", "frozen_until": "layer3.0", "training.epochs": 4,
+    "memory.codec": "raw", "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
+}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "kril, transform": ("kril", {"memory.codec": "transform"}),
+    "kril, transform, new features as they are": (
+        "kril", {"memory.codec": "transform", "memory.through_codec": False},
+    ),
+    "kril, pq": ("kril", {"memory.codec": "pq"}),
+    "kril, autoencoder": ("kril", {"memory.codec": "autoencoder", "memory.settings": FEW_ITERATIONS}),
+    "kril, krnet": ("kril", {"memory.codec": "krnet", "memory.settings": FEW_ITERATIONS}),
+    "kril, raw features": ("kril", {"memory.codec": "raw"}),
+    "kril, raw images": ("kril", IMAGES),
+    "replay, raw images": ("replay", IMAGES),
+}  # fmt: skip
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Run every case at every budget, and the oracle without one; rows of an earlier run are kept."""
+    done = {(row["name"], row["megabytes"], row["seed"]): row for row in run.earlier.get("rows", [])}
+    rows: list[dict[str, Any]] = []
+    for name, megabytes, seed, method, settings in _runs(run):
+        row = done.pop((name, megabytes, seed), None)
+        if row is None:
+            row = {"name": name, "megabytes": megabytes, "seed": seed} | learnt(run, method, settings)
+            print(f"{name:42} {megabytes or '-':>3} {seed} {100 * row['last']:.2f} {row['bytes']:,}", file=sys.stderr)
+        rows.append(row)
+        run.save({"rows": [*rows, *done.values()]})
+    return {"rows": [*rows, *done.values()]}
+
+
+def _runs(run: Run) -> list[tuple[str, float | None, int, str, dict[str, Any]]]:
+    """Return name, budget, seed, method and settings of each run: first one seed of all, then the others."""
+    if run.tiny:
+        settings = {"memory.codec": "transform", "memory.budget": 12_000, "memory.preset": "linear"}
+        return [("kril, transform", 0.012, 0, "kril", settings)]
+    shared = {"per_class": 500, "training.epochs": 1}
+    found = []
+    for seed in SEEDS:
+        found.append(("oracle", None, seed, "kril", {**shared, "memory.codec": "raw", "seed": seed}))
+        for megabytes in BUDGETS if seed == 0 else SEEDED:
+            for name, (method, own) in CASES.items():
+                settings = {**shared, **own}
+                if settings.pop("images", False):
+                    settings["data"] = str((run.data or run.folder) / "images")
+                settings |= {"memory.budget": megabytes * MEGABYTE, "seed": seed}
+                found.append((name, megabytes, seed, method, settings))
+    return found
+
+
+if __name__ == "__main__":
+    main("budgets", __doc__, measure)
