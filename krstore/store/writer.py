@@ -11,7 +11,7 @@ import msgspec
 
 from krstore.archives import open_archive, open_snapshots
 from krstore.checkpoint import Checkpoint
-from krstore.codec import AnyCodec, Codec, SharedDecoder
+from krstore.codec import AnyCodec, Codec, Kind, SharedDecoder
 from krstore.config import build_config
 from krstore.errors import UsageError
 from krstore.files import atomic_write, check_target
@@ -65,7 +65,7 @@ def encode(
         ratio: bytes of the source samples over bytes of the file: at least this.
         max_bytes: bytes of the file: at most this.
         max_mse: mean squared error, raw units: at most this. Give one of the three; without any, a preset has the
-            size it has, and a lossy codec without a preset aims at a ratio of 20.
+            size it has, exemplars are as many as their codec keeps, and a lossy codec aims at a ratio of 20.
         preset: a named set of the codec's options; `settings` override single ones.
         device: where to compute.
         seed: of everything random: the same seed on the same machine gives the same bytes.
@@ -168,7 +168,7 @@ def _target(
     target = make_target(source_bytes, ratio, max_bytes, max_mse)
     if codec.lossless and target is not None:
         raise UsageError(f"codec {codec.name} is lossless: it takes no ratio, max_bytes or max_mse")
-    if target is None and preset is None and not codec.lossless:
+    if target is None and preset is None and not codec.lossless and codec.kind is not Kind.EXEMPLAR:
         return make_target(source_bytes, DEFAULT_RATIO, None, None)
     return target
 

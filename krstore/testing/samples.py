@@ -135,7 +135,8 @@ def _check_store(codec: type[Codec[Any, Any]], store: Store, source: ArraySource
     assert ratio is None or store.ratio >= ratio, f"{name}: ratio {store.ratio}, asked for {ratio}"
     assert store.bytes.file == store.path.stat().st_size, f"{name}: the file's size is misreported"
     assert all(value >= 0 for value in msgspec.structs.astuple(store.bytes)), f"{name}: {store.bytes}"
-    assert (store.header.kind == "dense") == (len(store) == spec.samples), f"{name}: {len(store)} samples kept"
+    kept = {"dense": spec.samples, "exemplar": min(len(store), spec.samples)}[store.header.kind]
+    assert len(store) == kept, f"{name}: {len(store)} of {spec.samples} samples kept"
     decoded = store.read(store.ids)
     assert decoded.shape == (len(store), *spec.shape), f"{name}: decoded shape {decoded.shape}"
     assert decoded.dtype == source.features.dtype, f"{name}: decoded dtype {decoded.dtype}"
