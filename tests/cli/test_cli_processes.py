@@ -173,7 +173,7 @@ def test_completion_knows_commands_and_codecs(process: Any) -> None:
 
     assert complete("krstore ver") == ["verify"]
     assert complete("krstore encode --codec un") == ["uniform"]
-    assert complete("krstore codecs ra") == ["raw"]
+    assert complete("krstore codecs raw") == ["raw"]
     assert "--max-bytes" in complete("krstore encode --max")
 
 
