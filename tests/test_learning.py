@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
@@ -495,7 +496,9 @@ def test_a_budget_of_a_lossless_codec_is_as_many_exemplars_as_fit(data: Path, tm
     counts = set(Memory(tmp_path / "run" / "memory").classes.values())
     assert 0 < min(counts) <= max(counts) < TRAIN
     assert result.steps[-1].memory_bytes > 30_000 - 3 * 2 * 4 * 4 * 36 - 3 * 900  # one more of each class is too much
-    with pytest.raises(TargetUnreachableError, match="leaves 1 bytes for a task; one sample of each of its classes"):
+    as_ratio = learn(config(data, "replay", **{"memory.ratio": 4.0}), tmp_path / "ratio")
+    assert 0.7 / 4 < as_ratio.steps[-1].memory_bytes / (CLASSES * TRAIN * 4 * 4 * 36) <= 1 / 4
+    with pytest.raises(TargetUnreachableError, match=r"random reached .* bytes at best"):
         learn(config(data, "replay", **{"memory.budget": 9}), tmp_path / "other")
 
 
@@ -527,8 +530,41 @@ def test_a_step_whose_samples_could_not_be_taken_is_not_trained_again(data: Path
     assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
 
 
+@pytest.mark.parametrize("selection", ["herding", "random", "kmeans"])
+def test_a_fixed_total_makes_room_for_new_classes(data: Path, tmp_path: Path, selection: str) -> None:
+    folder, kept = tmp_path / "run", []
+    original = Recall.take
+
+    def watch(self: Recall, *arguments: Any) -> None:
+        original(self, *arguments)
+        kept.append({label: ids_of(self.memory, label) for label in self.memory.classes})
+
+    def ids_of(memory: Memory, label: int) -> list[bytes]:
+        rows = np.flatnonzero(memory.samples.labels == label)
+        return [values.tobytes() for values in memory.samples.read(rows)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recall, "take", watch)
+        learn(config(data, "replay", **{"memory.exemplars": selection, "memory.total": 24}), folder)
+    assert [sum(map(len, step.values())) for step in kept] == [24, 24, 24]
+    for before, after in itertools.pairwise(kept):
+        for label, samples in before.items():
+            assert after[label] == samples[: len(after[label])]
+
+
+def test_exemplars_may_be_stored_with_loss(data: Path, tmp_path: Path) -> None:
+    settings = {"memory.exemplars": "herding", "memory.codec": "transform", "memory.preset": "linear"}
+    result = learn(
+        config(data, "replay", **settings, **{"memory.per_class": 20, "memory.ratio": 8.0}), tmp_path / "run"
+    )
+    memory = Memory(tmp_path / "run" / "memory")
+    assert memory.classes == dict.fromkeys(range(CLASSES), 20)
+    assert {entry.codec for entry in memory.manifest.stores} == {"herding"}
+    assert result.steps[-1].memory_bytes <= CLASSES * TRAIN * 4 * 4 * 36 / 8
+
+
 def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
-    result = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
+    result = learn(config(data, "replay", **{"memory.per_class": 5}), tmp_path / "run")
     assert Memory(tmp_path / "run" / "memory").classes == dict.fromkeys(range(CLASSES), 5)
     assert result.finished
 
@@ -536,9 +572,11 @@ def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"memory.ratio": 3.0}, "codec raw is lossless; give it exemplars or a budget"),
+        ({"memory.per_class": 3, "memory.total": 9}, "per_class=3 and total=9; give one of them"),
+        ({"memory.total": 5}, "total=5 is less than an exemplar of each of 6 classes"),
+        ({"memory.exemplars": "raw"}, "exemplars=raw is no codec of exemplars"),
         ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
-        ({"memory.codec": "transform", "memory.exemplars": 3}, "need through_codec=false"),
+        ({"memory.per_class": 3, "memory.through_codec": True}, "need through_codec=false"),
         ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),
         ({"base": 3, "steps": 2}, "do not divide"),
         ({"training": {"learning_rate": 1e30, "milestones": ()}}, "no longer finite"),
@@ -634,7 +672,7 @@ def test_images_are_normalised(tmp_path: Path) -> None:
 def test_a_report_of_runs(data: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         learn(config(data, "replay", seed=seed), tmp_path / "runs" / f"raw{seed}")
-    learn(config(data, "replay", **{"memory.exemplars": 3}), tmp_path / "runs" / "few")
+    learn(config(data, "replay", **{"memory.per_class": 3}), tmp_path / "runs" / "few")
     learn(config(data), tmp_path / "finetune")
     groups = report([tmp_path / "runs", tmp_path / "finetune"], tmp_path / "report", tsne=True)
     assert [(group.name, len(group.runs)) for group in groups] == [
@@ -685,7 +723,7 @@ def test_a_run_whose_memory_is_lost_does_not_go_on(data: Path, tmp_path: Path) -
 
 def test_a_step_done_again_does_not_take_its_own_samples_for_old_ones(data: Path, tmp_path: Path) -> None:
     """As after a kill between taking a task into the memory and saving the step."""
-    whole = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "whole")
+    whole = learn(config(data, "replay", **{"memory.per_class": 5}), tmp_path / "whole")
     original, calls = Recall.take, []
 
     def twice(self: Recall, number: int, samples: Any, network: Any) -> None:
@@ -697,8 +735,8 @@ def test_a_step_done_again_does_not_take_its_own_samples_for_old_ones(data: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recall, "take", twice)
         with pytest.raises(KeyboardInterrupt):
-            learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
-        again = learn(config(data, "replay", **{"memory.exemplars": 5}), tmp_path / "run")
+            learn(config(data, "replay", **{"memory.per_class": 5}), tmp_path / "run")
+        again = learn(config(data, "replay", **{"memory.per_class": 5}), tmp_path / "run")
     assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
 
 

@@ -247,6 +247,39 @@ def test_shrinking_with_another_codec(memory: Memory, tmp_path: Path) -> None:
     assert [entry.codec for entry in memory.manifest.stores] == ["transform", "transform"]
 
 
+def test_trimming_keeps_the_smaller_set_of_exemplars(memory: Memory, tmp_path: Path) -> None:
+    sources = [example_source(200, SHAPE, seed=seed) for seed in (0, 1)]
+    large, small = (
+        [
+            krstore.encode(s, tmp_path / f"{n}-{count}.krs", "herding", settings={"per_class": count}, device="cpu")
+            for n, s in enumerate(sources)
+        ]
+        for count in (8, 3)
+    )
+    memory.append(*large)
+    memory.trim(6)  # three of each store
+    expected = np.concatenate([store.read(store.ids) for store in small])
+    np.testing.assert_array_equal(memory.samples.read(np.arange(len(memory))), expected)
+    assert set(memory.classes.values()) == {6}
+    assert memory.bytes == size_on_disk(memory)
+    before = memory.manifest
+    memory.trim(6)
+    assert memory.manifest == before
+    memory.trim(1)
+    assert set(memory.classes.values()) == {2}  # a store keeps one of each class that it has
+    with pytest.raises(UsageError, match="per_class=0 is not positive"):
+        memory.trim(0)
+
+
+def test_trimming_lossy_stores_keeps_their_decoder(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    networks, before = memory.manifest.networks, memory.bytes
+    memory.trim(20)
+    assert memory.manifest.networks == networks
+    assert set(memory.classes.values()) == {20}
+    assert memory.bytes < 0.8 * before
+
+
 def test_a_budget_out_of_reach_changes_nothing(memory: Memory, sharing: list[krstore.Store]) -> None:
     memory.append(*sharing)
     before = memory.manifest

@@ -8,7 +8,6 @@ place of what it left before.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from krstore.memory.manifest import Entry
 from krstore.memory.samples import MemorySamples
 from krstore.registry import get_sample_codec
 from krstore.replay import CACHE_BYTES, Replay
-from krstore.source import Ids, Source, SourceSpec, Subset, class_indices, default_channel_axis
+from krstore.source import Ids, SourceSpec, class_indices, default_channel_axis
 from krstore.store.reader import Store
 from krstore.store.writer import encode
 from krstore.tensors import as_array, as_tensor
@@ -55,7 +54,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         path: the memory's folder, made if need be.
         transform: maps a stored item, a PIL image again if it was one, to what is replayed, augmentation included;
             default a float tensor in 0..1 of an image, and the item itself otherwise.
-        codec: a registered codec's name.
+        codec: a registered codec's name; of images, webp_lossless takes half of raw's bytes.
         adaptive_size: share `max_size` among the classes seen so far; otherwise among `total_num_classes`.
         seed: of the selection.
         device: where a codec computes.
@@ -119,13 +118,13 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         ids = np.concatenate(chosen)
         loader = DataLoader(items.subset(ids.tolist()), batch_size=64, collate_fn=_as_stored)
         self._memory.take(exp.current_experience, loader, labels[ids])
-        self._memory.shrink(self._quota(len(classes)))
+        self.memory.trim(self._quota(len(classes)))
 
     def resize(self, strategy: Any, new_size: int) -> None:
         """Keep no more than `new_size` exemplars from now on."""
         self.max_size = new_size
         if self._memory.finished:
-            self._memory.shrink(self._quota(len(self._memory.classes())))
+            self.memory.trim(self._quota(len(self._memory.classes())))
 
     def _quota(self, classes: int) -> int:
         quota = self.max_size // (self._divisor or classes)
@@ -257,31 +256,16 @@ class _Experiences:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "samples.h5"
             _write(archive, batches, labels, number)
-            store = self._encode(archive, Path(folder), kept[0] if kept else None)
+            store = encode(
+                archive, Path(folder) / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
+                decoder=kept[0] if kept and self._codec.shares_decoder else None, **self._encoding,
+            )  # fmt: skip
             (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
         self.finished = number + 1
         return self.memory.stores[self.memory.manifest.stores.index(entry)]
 
-    def shrink(self, quota: int) -> None:
-        """Keep the first `quota` samples of each class, shared equally among the stores that have some of it."""
-        holders = Counter(label for entry in self.memory.manifest.stores for label in entry.classes)
-        for entry, store in self._entries():
-            assert store.labels is not None
-            own = class_indices(store.labels).items()
-            kept = np.sort(np.concatenate([ids[: max(1, quota // holders[label])] for label, ids in own]))
-            if len(kept) < len(store):
-                fewer = Subset(MemorySamples(self.memory.path, [store], [()]), kept)
-                with tempfile.TemporaryDirectory() as folder:
-                    self.memory.replace([entry], [self._encode(fewer, Path(folder), store)])
-
     def _entries(self) -> list[tuple[Entry, Store]]:
         return list(zip(self.memory.manifest.stores, self.memory.stores, strict=True))
-
-    def _encode(self, source: Source | Path, folder: Path, decoder: Store | None) -> Store:
-        return encode(
-            source, folder / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
-            decoder=decoder if self._codec.shares_decoder else None, **self._encoding,
-        )  # fmt: skip
 
 
 class _Items(Dataset[Any]):

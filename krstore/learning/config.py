@@ -16,6 +16,7 @@ __all__ = ["PRESETS", "MemoryConfig", "RunConfig", "Training", "build_run_config
 
 PRESETS = ("fast", "paper")
 RATES = {"ratio", "budget"}
+SELECTION = {"exemplars", "per_class", "total"}
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -49,11 +50,14 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     """How a learner with a memory keeps what it has seen.
 
     Attributes:
-        codec, preset, settings: of the stores.
+        codec, preset, settings: of the stores; default transform, and of exemplars what keeps them losslessly.
         ratio: bytes of the samples over those of the memory; or
         budget: bytes of the memory when all classes have come, in proportion before, with as many samples of each
             class as fit where the codec is lossless; without either, what the codec gives.
-        exemplars: keep so many samples of each class, drawn at random; `None` for all.
+        exemplars: keep some samples of each class, chosen by a codec of exemplars (``"herding"``, ``"random"``, ...);
+            default random where any of the next two, or a budget for a lossless codec, asks for some, and else all.
+        per_class: exemplars of each class; default 20, or as many as ratio or budget allow.
+        total: exemplars in all, equally many of each class seen: old classes make room for new ones.
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
             store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);
             ``"auto"`` does so where the codec says that it refits (krnet, autoencoder), and appends otherwise.
@@ -62,12 +66,14 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
             are alike; default where the codec is lossy.
     """
 
-    codec: str = "transform"
+    codec: str | None = None
     preset: str | None = None
     settings: dict[str, Any] = {}
     ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
     budget: Positive | None = None
-    exemplars: Positive | None = None
+    exemplars: str | None = None
+    per_class: Positive | None = None
+    total: Positive | None = None
     update: Literal["auto", "append", "merge", "double"] = "auto"
     task_model: bool = True
     through_codec: bool | None = None
@@ -149,16 +155,20 @@ def build_run_config(
         methods = data.pop("methods", {})
         _overlay(values, data)
         _overlay(values, methods.get(method, {}))
-        if own.get("memory", {}).get("codec") not in (None, values.get("memory", {}).get("codec")):
-            values.pop("memory", None)  # rate and settings are those of the preset's codec
-        if own.get("memory", {}).keys() & RATES:
-            values["memory"] = {name: value for name, value in values.get("memory", {}).items() if name not in RATES}
+        values["memory"] = _left(values.get("memory", {}), own.get("memory", {}))
     _overlay(values, own)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         raise ConfigError(f"{place.strip('`$.') or 'the run'}: {what}") from None
+
+
+def _left(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a preset says of the memory, less what stands or falls with what is named instead."""
+    if own.get("codec") not in (None, preset.get("codec")) or ("codec" in preset and own.keys() & SELECTION):
+        return {}  # rate and settings are of the preset's codec
+    return {name: value for name, value in preset.items() if name not in RATES or not own.keys() & RATES}
 
 
 def _given(file: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from krstore.codec import Kind
 from krstore.config import build_config
-from krstore.errors import ConfigError, TargetUnreachableError, UsageError
+from krstore.errors import ConfigError, UsageError
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
-from krstore.source import Subset, class_indices
+from krstore.source import Subset
 from krstore.store.writer import encode
 
 __all__ = ["Recall"]
@@ -35,7 +35,7 @@ class Recall:
 
     Attributes:
         memory: the memory.
-        lossy: whether its codec loses anything.
+        through_codec: whether new samples are learnt from as the memory gives them back.
 
     Raises:
         ConfigError: contradictory options.
@@ -44,22 +44,23 @@ class Recall:
     def __init__(
         self, config: MemoryConfig, folder: Path, scenario: Scenario, *, seed: int, device: str, progress: Progress
     ) -> None:
-        if config.ratio is not None and config.budget is not None:
-            raise ConfigError(f"memory: ratio={config.ratio} and budget={config.budget}; give one of them")
         self._config, self._scenario, self._progress = config, scenario, progress
         self._seed, self._device = seed, device
-        self._codec = get_sample_codec(config.codec)
+        self._selection = _selection(config)
+        self._settings = dict(config.settings)
+        name, preset = config.codec or "transform", config.preset
+        if self._selection is not None:
+            own = {"codec": config.codec, "codec_preset": preset, "codec_settings": config.settings}
+            self._settings = {key: value for key, value in own.items() if value}
+            name, preset = self._selection, None
+        self._codec, self._preset = get_sample_codec(name), preset
+        build_config(name, self._codec.Config, self._codec.presets, preset, self._settings)
         self._update = config.update
         if config.update == "auto":
             self._update = "double" if self._codec.refits else "append"
-        self.lossy = not self._codec.lossless
-        if not self.lossy and config.ratio is not None:
-            raise ConfigError(
-                f"memory: ratio={config.ratio}: codec {config.codec} is lossless; give it exemplars or a budget"
-            )
-        build_config(config.codec, self._codec.Config, self._codec.presets, config.preset, config.settings)
-        self.through_codec = self.lossy if config.through_codec is None else config.through_codec
-        if self.through_codec and (config.exemplars is not None or (config.budget is not None and not self.lossy)):
+        lossy = self._selection is None and not self._codec.lossless
+        self.through_codec = lossy if config.through_codec is None else config.through_codec
+        if self.through_codec and self._selection is not None:
             raise ConfigError("memory: exemplars need through_codec=false; all of a task cannot pass through the codec")
         self._folder = folder.parent
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
@@ -92,23 +93,22 @@ class Recall:
         task = self._scenario.tasks[number]
         first = 1 if self._update == "double" else 0
         merging = self._update in ("merge", "double") and number > first
-        seen_by = network if self._config.task_model else None
+        seen_by = network if self._config.task_model or self._selection is not None else None
         if task.first not in self.memory.classes:
-            kept = _exemplars(samples, self._config.exemplars, self._seed)
             path = self._folder / f"task{number}.krs"
             if merging:
-                encode(kept, path, "raw", force=True)
-            elif not self.lossy and self._config.budget is not None:
-                self._encode_fitting(kept, path, self._target(task.first, task.stop, 0)["max_bytes"])
+                encode(samples, path, "raw", force=True)
             else:
-                self._encode(number, kept, path, seen_by)
+                self._encode(number, samples, path, seen_by)
             self.memory.append(path)
             path.unlink()
+        if self._config.total is not None:
+            self.memory.trim(self._quota(task.stop))
         names = [entry.name for entry in self.memory.manifest.stores][first:]
         if merging and len(names) > 1:
             self.memory.merge(
-                self._config.codec, names=names, preset=self._config.preset, settings=self._config.settings,
-                seed=self._seed, progress=self._progress, task_model=seen_by,
+                self._codec.name, names=names, preset=self._preset, settings=self._settings, seed=self._seed,
+                progress=self._progress, task_model=seen_by,
                 **self._target(self._scenario.tasks[first].first, task.stop, 0),
             )  # fmt: skip
 
@@ -116,35 +116,27 @@ class Recall:
         task, stores = self._scenario.tasks[number], self.memory.stores
         decoder = stores[0] if stores and self._codec.shares_decoder else None
         shared = 0 if decoder is None else sum(map(self.memory.folder.network_bytes, self.memory.manifest.networks))
+        asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
         encode(
-            samples, path, self._config.codec, preset=self._config.preset, settings=self._config.settings,
+            samples, path, self._codec.name, preset=self._preset, settings={**self._settings, **asked},
             device=self._device, seed=self._seed, decoder=decoder, force=True, resume=True, task_model=task_model,
             progress=self._progress,
             **self._target(task.first, task.stop, shared),
         )  # fmt: skip
 
-    def _encode_fitting(self, samples: Subset, path: Path, limit: int) -> None:
-        """Encode as many samples, equally many of each class, as a lossless codec gets into `limit` bytes.
+    def _quota(self, classes: int) -> int:
+        """Return how many exemplars of each class are kept when so many have been seen.
 
         Raises:
-            TargetUnreachableError: not one of each class fits.
+            ConfigError: not one.
         """
-        assert samples.labels is not None
-        count = max(map(len, class_indices(samples.labels).values()))
-        while True:
-            kept = _exemplars(samples, count, self._seed)
-            size = encode(
-                kept, path, self._config.codec, preset=self._config.preset, settings=self._config.settings,
-                device=self._device, seed=self._seed, force=True,
-            ).bytes.file  # fmt: skip
-            if size <= limit:
-                return
-            if count == 1:
-                raise TargetUnreachableError(
-                    f"memory: budget={self._config.budget} leaves {limit:,} bytes for a task; one sample of each of "
-                    f"its classes takes {size:,} with codec {self._config.codec}"
-                )
-            count = max(1, min(count - 1, count * limit // size))
+        if self._config.total is None:
+            return self._config.per_class or 0
+        if self._config.total < classes:
+            raise ConfigError(
+                f"memory: total={self._config.total} is less than an exemplar of each of {classes} classes"
+            )
+        return self._config.total // classes
 
     def _target(self, first: int, stop: int, shared: int) -> dict[str, Any]:
         """Return what a store of the classes first..stop-1 may take, with `shared` bytes that are counted already."""
@@ -158,11 +150,21 @@ class Recall:
         return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first)) + shared}
 
 
-def _exemplars(samples: Subset, count: int | None, seed: int) -> Subset:
-    """Return `count` random samples of each class."""
-    if count is None:
-        return samples
-    assert samples.labels is not None
-    rng = np.random.default_rng(seed)
-    ids = np.sort(np.concatenate([rng.permutation(own)[:count] for own in class_indices(samples.labels).values()]))
-    return Subset(samples, ids, samples.labels[ids])
+def _selection(config: MemoryConfig) -> str | None:
+    """Return the codec that chooses exemplars; `None` where all samples are kept.
+
+    Raises:
+        ConfigError: contradictory options.
+    """
+    for one, other in (("ratio", "budget"), ("per_class", "total")):
+        if getattr(config, one) is not None and getattr(config, other) is not None:
+            raise ConfigError(
+                f"memory: {one}={getattr(config, one)} and {other}={getattr(config, other)}; give one of them"
+            )
+    lossless = config.codec is not None and get_sample_codec(config.codec).lossless
+    if config.exemplars is not None:
+        if get_sample_codec(config.exemplars).kind is not Kind.EXEMPLAR:
+            raise ConfigError(f"memory: exemplars={config.exemplars} is no codec of exemplars; herding is one")
+        return config.exemplars
+    some = config.per_class or config.total or (lossless and (config.budget or config.ratio))
+    return "random" if some else None

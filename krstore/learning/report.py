@@ -16,6 +16,7 @@ import numpy as np
 
 from krstore.errors import OutputError, UsageError
 from krstore.files import atomic_write
+from krstore.learning.config import MemoryConfig
 from krstore.learning.data import open_dataset
 from krstore.learning.harness import MEMORY, scenario_of
 from krstore.learning.results import RESULT, RunResult, read_result
@@ -143,10 +144,10 @@ def _labels(run: RunResult) -> dict[str, str]:
     config, memory = run.config, run.config.memory
     kept = run.steps[-1].memory_bytes > 0
     return {
-        "codec": memory.codec if kept else "",
+        "codec": (memory.codec or "") if kept else "",
         "ratio": f"ratio {memory.ratio:g}" if kept and memory.ratio else "",
         "budget": f"{memory.budget:,} B" if kept and memory.budget else "",
-        "exemplars": f"{memory.exemplars} a class" if kept and memory.exemplars else "",
+        "exemplars": _exemplars(memory) if kept else "",
         "update": memory.update if kept else "",
         "through": {None: "", True: "", False: "raw new samples"}[memory.through_codec] if kept else "",
         "settings": " ".join(f"{k}={v}" for k, v in memory.settings.items()) if kept else "",
@@ -160,6 +161,11 @@ def _labels(run: RunResult) -> dict[str, str]:
         "model": config.model,
         "weights": config.weights or "",
     }
+
+
+def _exemplars(memory: MemoryConfig) -> str:
+    counts = {"a class": memory.per_class, "in all": memory.total}
+    return " ".join([memory.exemplars or "", *(f"{n} {what}" for what, n in counts.items() if n is not None)]).strip()
 
 
 def _facts(group: Group) -> dict[str, Any]:

@@ -195,6 +195,12 @@ class Memory:
 
         shrink(self, budget, codec, **options)
 
+    def trim(self, per_class: int, **options: Any) -> None:
+        """Keep at most so many samples of each class, the first of its stores; see `krstore.memory.reshape.trim`."""
+        from krstore.memory.reshape import trim
+
+        trim(self, per_class, **options)
+
     def verify(self, progress: Progress = SILENT) -> dict[str, int]:
         """Compare every checksum of every store, and return the bytes checked by store name.
 

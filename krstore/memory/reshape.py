@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
+from krstore.codec import Kind
 from krstore.errors import TargetUnreachableError, UnknownNameError, UsageError
 from krstore.memory.samples import MemorySamples
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
+from krstore.source import Subset, class_indices
 from krstore.store.reader import Store
 from krstore.store.writer import encode
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from krstore.memory.manifest import Entry
     from krstore.memory.memory import Memory
 
-__all__ = ["merge", "shrink"]
+__all__ = ["merge", "shrink", "trim"]
 
 ENTRY_SLACK = 400  # bytes by which an entry of the manifest may grow
 
@@ -177,6 +181,51 @@ def shrink(
             with _naming(entry):
                 shrunk.append(encoder.encode([entry], folder, decoder, max_bytes=int(share)))
         memory.replace(entries, shrunk)
+
+
+def trim(memory: Memory, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
+    """Keep at most `per_class` samples of each class: the first ones of a store, as many of each store that has some.
+
+    Of exemplars, which lie in the order of their worth, these are the smaller set. They are stored again with what they
+    were stored with; nothing is lost but by a lossy codec. An interrupted call is taken up.
+
+    Raises:
+        UsageError: `per_class` is not positive.
+    """
+    if per_class < 1:
+        raise UsageError(f"per_class={per_class} is not positive; krstore.Memory.drop forgets whole classes")
+    holders = Counter(label for entry in memory.manifest.stores for label in entry.live)
+    old, new = [], []
+    with memory.folder.working(_folder("trim", memory.manifest.stores, per_class, seed)) as folder:
+        for entry, store in zip(memory.manifest.stores, memory.stores, strict=True):
+            samples = MemorySamples(memory.path, [store], [entry.dropped])
+            own = class_indices(samples.labels).items()
+            kept = np.sort(np.concatenate([ids[: max(1, per_class // holders[label])] for label, ids in own]))
+            if len(kept) == len(samples):
+                continue
+            codec = get_sample_codec(store.config.get("codec", "raw") if _exemplars(entry) else entry.codec)
+            path = folder / f"{entry.name}.krs"
+            if not path.exists():
+                size: dict[str, Any] = {} if codec.lossless else {"max_bytes": _share(store, len(kept) / len(store))}
+                decoder = store if codec.shares_decoder and store.codec == codec.name else None
+                encode(
+                    Subset(samples, kept), path, codec.name, device=memory.device, seed=seed, decoder=decoder,
+                    resume=True, progress=progress, **size,
+                )  # fmt: skip
+            old.append(entry)
+            new.append(Store(path))
+        if old:
+            memory.replace(old, new)
+
+
+def _share(store: Store, share: float) -> int:
+    """Return the bytes of a store with this share of its samples: what is theirs alone shrinks."""
+    fixed = store.bytes.network + store.bytes.labels + store.bytes.overhead
+    return fixed + math.ceil(store.bytes.latent * share)
+
+
+def _exemplars(entry: Entry) -> bool:
+    return get_sample_codec(entry.codec).kind is Kind.EXEMPLAR
 
 
 def _folder(what: str, *told: object) -> str:

@@ -44,6 +44,9 @@ def learn(
     codec: Annotated[
         str | None, option("--codec", help="Of the memory; see krstore codecs.", autocompletion=complete_codec)
     ] = None,
+    exemplars: Annotated[
+        str | None, option("--exemplars", help="Keep some samples of each class: herding, random, kmeans.")
+    ] = None,
     ratio: Ratio = None,
     budget: Annotated[
         int | None,
@@ -82,8 +85,8 @@ def learn(
     get_learner(method)
     given: dict[str, Any] = {
         "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
-        "weights": _text(weights), "memory.codec": codec, "memory.ratio": ratio, "memory.budget": budget,
-        "device": device, "seed": seed, **parse_settings(settings or []),
+        "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars, "memory.ratio": ratio,
+        "memory.budget": budget, "device": device, "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
     first = build_run_config(method, given, preset=preset, file=config)
     results = []

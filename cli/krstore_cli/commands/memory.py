@@ -191,6 +191,24 @@ def shrink(
     _change(out, folder, device, lambda memory: memory.shrink(budget, codec, **options))
 
 
+@app.command(epilog="Example: krstore memory trim memory --per-class 10")
+def trim(
+    folder: Folder,
+    per_class: Annotated[int, option("--per-class", min=1, help="Samples of each class to keep.")],
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Keep the first samples of each class, and let the others go: of exemplars, the smaller set.
+
+    An interrupted call goes on where it was.
+    """
+    out = output.begin(json, quiet, verbose)
+    _change(out, folder, device, lambda memory: memory.trim(per_class, seed=seed, progress=out.progress()))
+
+
 @app.command(epilog="Example: krstore memory info memory --json")
 def info(folder: Folder, json: Json = False, quiet: Quiet = False, verbose: Verbose = 0) -> None:
     """Say what the memory holds: stores, samples, classes, bytes."""
