@@ -421,7 +421,7 @@ def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Pat
         assert last.memory_bytes == Memory(memory).bytes
         assert Memory(memory).classes == dict.fromkeys(range(CLASSES), TRAIN)
     weights = sum(p.numel() for p in (*body().parameters(), *nn.Linear(8, CLASSES).parameters()))
-    held = {"ewc": weights, "mas": weights, "gfr": (200 + 1 + CLASSES) * 16 + 16 * 17 + 17 * 8}
+    held = {"bic": 2 * CLASSES, "ewc": weights, "mas": weights, "gfr": (200 + 1 + CLASSES) * 16 + 16 * 17 + 17 * 8}
     assert sum(last.held_bytes.values()) == 4 * held.get(method, 0)
 
 

@@ -78,6 +78,11 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     task_model: bool = True
     through_codec: bool | None = None
 
+    @property
+    def selective(self) -> bool:
+        """Whether exemplars are asked for by name or number."""
+        return any(value is not None for value in (self.exemplars, self.per_class, self.total))
+
 
 class RunConfig(_Options, frozen=True, kw_only=True):
     """One run of one method.

@@ -30,8 +30,18 @@ from krstore.learning.network import build_network, leading_modules
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
-from krstore.learning.streams import Augmentation, Batch, Samples, Stream, batches_of, held
+from krstore.learning.streams import (
+    Augmentation,
+    Batch,
+    Samples,
+    Stream,
+    batches_held,
+    batches_of,
+    held,
+    hold_out,
+)
 from krstore.progress import SILENT, Progress
+from krstore.replay import Replayable
 from krstore.source import Source, Subset
 from krstore.tensors import as_tensor, resolve_device
 
@@ -82,7 +92,10 @@ class _Run:
             raise UsageError(
                 f"flip=true is for samples (C, H, W); these are {tuple(example.shape[1:])}: set flip=false"
             )
-        self.network = build_network(config.model, config.weights, example, config.model_args).to(self.device)
+        method = get_learner(config.method)
+        self.network = build_network(config.model, config.weights, example, config.model_args, cosine=method.cosine).to(
+            self.device
+        )
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.given = self.network.classes
@@ -91,9 +104,9 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
-        self.learner = get_learner(config.method)(config.options, self.network, config.seed)
+        self.learner = method(config.options, self.network, config.seed)
         self.recall: Recall | None = None
-        if self.learner.rehearsal is Rehearsal.MEMORY:
+        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.selective):
             self.recall = Recall(
                 config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
@@ -137,16 +150,22 @@ class _Run:
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
         learner.begin_step(task)
+        learner.imprint(task, lambda count=None: self._batches(self._some(new, count)))
         if self._state("trained", task.number).exists():
             self._load(self._state("trained", task.number))
         elif not trained:
             training = self.config.base_training if first else self.config.training
-            self._train(task, training, self._stream(task, new, training.batch_size))
+            stream, held_out = self._stream(task, new, training.batch_size)
+            self._train(task, training, stream)
+            if held_out:
+                learner.calibrate(lambda count=None: batches_held(held_out, self.prepare, self.device))
             self._save("trained", task.number)
         torch.manual_seed(1000 * self.config.seed + task.number)
-        learner.end_step(task, lambda count=None: batches_of(self._some(new, count), self.prepare, self.device))
+        learner.end_step(task, lambda count=None: self._batches(self._some(new, count)))
         if self.recall is not None:
             self.recall.take(task.number, new, self._seeing())
+            known = self.recall.memory.samples
+            learner.remember(lambda count=None: self._batches(known))
 
     def _some(self, samples: Subset, count: int | None) -> Subset:
         """Return so many random samples; `None` for all."""
@@ -159,8 +178,11 @@ class _Run:
         """Return a frozen copy of the body, for stored samples as they are."""
         return frozen(_Seeing(copy.deepcopy(self.network.body), self.prepare))
 
-    def _stream(self, task: Task, new: Source, batch_size: int) -> Stream:
-        """Return what an epoch shows: new samples, and what the learner's kind of rehearsal adds."""
+    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches_of(source, self.prepare, self.device)
+
+    def _stream(self, task: Task, new: Source, batch_size: int) -> tuple[Stream, list[Replayable]]:
+        """Return what an epoch shows, new samples and what the learner's rehearsal adds, and what is held out of it."""
         old, own = None, Samples(new, f"task {task.number}")
         shown: Any = own
         if task.number and self.learner.rehearsal is Rehearsal.EVERYTHING:
@@ -169,11 +191,17 @@ class _Run:
             if self.recall.through_codec:
                 shown = self.recall.memory.samples
             else:
-                old = held(self.recall.before(task))
-        return Stream(
-            held(shown), old, first_new=task.first, batch_size=batch_size, seed=1000 * self.config.seed + task.number,
+                old = self.recall.before(task)
+        seed, held_out = 1000 * self.config.seed + task.number, list[Replayable]()
+        parts: list[Replayable] = [shown] if old is None else [shown, old]
+        if task.number and self.learner.held_out:
+            parts, held_out = hold_out(parts, task.first, self.learner.held_out, seed)
+        kept = [held(part) for part in parts]
+        stream = Stream(
+            kept[0], kept[1] if len(kept) > 1 else None, first_new=task.first, batch_size=batch_size, seed=seed,
             prepare=self.prepare, augment=self.augment, device=self.device,
         )  # fmt: skip
+        return stream, held_out
 
     def _train(self, task: Task, training: Training, stream: Stream) -> None:
         for module in self.frozen if task.number else []:
@@ -182,6 +210,7 @@ class _Run:
             {
                 "params": [p for p in group["params"] if p.requires_grad],
                 "lr": training.learning_rate * group.get("rate", 1.0),
+                "weight_decay": group.get("weight_decay", training.weight_decay),
             }
             for group in self.learner.parameter_groups(task)
         ]
@@ -203,6 +232,7 @@ class _Run:
                     loss.backward()  # type: ignore[no-untyped-call]
                     self.learner.after_backward()
                     optimiser.step()
+                    self.learner.after_update()
                     schedule.step()
                     bar.advance(1, **figures)
         self.network.eval()
@@ -221,9 +251,12 @@ class _Run:
         """Test on all classes seen; return accuracies, and how often each class was taken for each other."""
         self.network.eval()
         confusion, top5 = np.zeros((task.stop, task.stop), np.int64), 0
+        others: dict[str, int] = {}
         for x, y in self._test_batches(task):
             with torch.inference_mode():
                 scores = self.learner.predict(x)
+                for name, other in self.learner.also(x).items():
+                    others[name] = others.get(name, 0) + int((other.argmax(1) == y).sum())
             guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()
             np.add.at(confusion, (truth, guessed), 1)
             best = scores.topk(min(5, task.stop), 1).indices
@@ -235,10 +268,11 @@ class _Run:
             "top5": float(top5 / confusion.sum()),
             "by_task": [float(right[t.first : t.stop].sum() / confusion[t.first : t.stop].sum()) for t in tasks],
             "confusion": confusion.tolist(),
+            "other_accuracy": {name: right / int(confusion.sum()) for name, right in others.items()},
         }
 
     def _test_batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in batches_of(self.scenario.test_until(task.number), self.prepare, self.device):
+        for x, y in self._batches(self.scenario.test_until(task.number)):
             yield from zip(torch.split(x, TEST_BATCH), torch.split(y, TEST_BATCH), strict=True)
 
     def _finish(self, task: Task) -> None:

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
 
-__all__ = ["Network", "build_network", "leading_modules"]
+__all__ = ["CosineHead", "Network", "build_network", "leading_modules"]
+
+
+class CosineHead(nn.Module):
+    """A classifier of cosines: logits eta cos(embedding, weight), eta learnt (Hou et al., CVPR 2019, Eq. 3).
+
+    Args:
+        width, classes: of embeddings (B, width) and logits (B, classes).
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-bound, bound))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def cosines(self, embedded: Tensor) -> Tensor:
+        """Return the cosines (B, classes)."""
+        return F.linear(F.normalize(embedded), F.normalize(self.weight))
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.scale * self.cosines(embedded)
 
 
 class Network(nn.Module):
@@ -21,25 +45,33 @@ class Network(nn.Module):
     Args:
         body: maps samples (B, *shape) to embeddings (B, D).
         width: D.
+        cosine: give it a classifier of cosines, not a linear one.
 
     Attributes:
         classes: of the classifier; 0 until it grows.
     """
 
-    def __init__(self, body: nn.Module, width: int) -> None:
+    head: nn.Linear | CosineHead
+
+    def __init__(self, body: nn.Module, width: int, cosine: bool = False) -> None:
         super().__init__()
         self.body, self.width = body, width
-        self.head = nn.Linear(width, 1)
+        self._classifier = CosineHead if cosine else nn.Linear
+        self.head = self._classifier(width, 1)
         self.classes = 0
 
     def grow(self, classes: int) -> None:
         """Give the classifier more classes; those that it has keep their weights."""
         before, kept = self.head, self.classes
         with torch.device(before.weight.device):
-            self.head = nn.Linear(self.width, classes)
+            self.head = self._classifier(self.width, classes)
         with torch.no_grad():
-            self.head.weight[:kept] = before.weight[:kept]
-            self.head.bias[:kept] = before.bias[:kept]
+            for name, value in self.head.named_parameters():
+                old = before.get_parameter(name)
+                if value.ndim:
+                    value[:kept] = old[:kept]
+                else:
+                    value.copy_(old)
         self.classes = classes
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +94,12 @@ def leading_modules(body: nn.Module, until: str) -> list[nn.Module]:
 
 
 def build_network(
-    factory: str, weights: str | Path | None, example: Tensor, arguments: Mapping[str, Any] | None = None
+    factory: str,
+    weights: str | Path | None,
+    example: Tensor,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    cosine: bool = False,
 ) -> Network:
     """Build a network.
 
@@ -72,6 +109,7 @@ def build_network(
             the classifier of as many classes, in the order of learning.
         example: samples (B, *shape) as the network will get them.
         arguments: of the factory.
+        cosine: give it a classifier of cosines, which learns anew: weights of a linear one are left aside.
 
     Raises:
         UsageError: the body does not map the samples to embeddings (B, D), or the weights do not fit.
@@ -87,8 +125,8 @@ def build_network(
     if not isinstance(embedded, Tensor) or embedded.ndim != 2:
         shape = tuple(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
         raise UsageError(f"{factory} maps samples to {shape}; expected embeddings (B, D)")
-    network = Network(body.requires_grad_(True), embedded.shape[1])
-    if weights is not None:
+    network = Network(body.requires_grad_(True), embedded.shape[1], cosine)
+    if weights is not None and not cosine:
         _load_head(network, Path(weights))
     return network
 

@@ -29,6 +29,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         confusion: how often a class (row) was taken for another (column), in the order of learning.
         memory_bytes: of the memory's files after the step.
         held_bytes: by name, of what else the method keeps beside the network.
+        other_accuracy: by name, of the method's other ways to predict.
         seconds: of the step, evaluation included.
     """
 
@@ -39,6 +40,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     held_bytes: dict[str, int]
     seconds: float
+    other_accuracy: dict[str, float] = {}
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +94,17 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
             "seconds": sum(step.seconds for step in self.steps),
+            **{
+                f"{figure}_{name}": value
+                for name in last.other_accuracy
+                for figure, value in (
+                    ("last", last.other_accuracy[name]),
+                    (
+                        "average_incremental",
+                        metrics.average_incremental(np.array([step.other_accuracy[name] for step in self.steps])),
+                    ),
+                )
+            },
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from krstore.replay import Replay, Replayable
-from krstore.source import Ids, Source, chunks
+from krstore.source import Ids, Source, chunks, class_indices
 from krstore.tensors import as_tensor
 
-__all__ = ["HELD_BYTES", "Augmentation", "Batch", "Samples", "Stream", "held"]
+__all__ = ["HELD_BYTES", "Augmentation", "Batch", "Samples", "Stream", "batches_held", "batches_of", "held", "hold_out"]
 
 HELD_BYTES = 1 << 30
 CHUNK = 512
@@ -87,6 +87,53 @@ def held(samples: Replayable, limit: int = HELD_BYTES) -> Replayable:
     return _Held(samples, values)
 
 
+class _Part:
+    """Some samples of another."""
+
+    def __init__(self, samples: Replayable, rows: Ids) -> None:
+        assert samples.labels is not None
+        self._samples, self._rows, self.path = samples, rows, samples.path
+        self.labels = samples.labels[rows]
+        self.store_of = None if samples.store_of is None else samples.store_of[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def decode_tensor(self, rows: Ids) -> Tensor:
+        """Return samples (len(rows), *shape)."""
+        return self._samples.decode_tensor(self._rows[rows])
+
+    def cache(self, limit: int) -> None:
+        self._samples.cache(limit)
+
+
+def hold_out(
+    parts: Sequence[Replayable], first: int, share: float, seed: int
+) -> tuple[list[Replayable], list[Replayable]]:
+    """Take random samples out, equally many of each class: a share of those that the smallest old class has.
+
+    One is taken where the share is less, but never the last of a class.
+
+    Args:
+        parts: of samples; a class is in one of them.
+        first: the first class that is not old.
+
+    Returns:
+        what is left of each part, and what was taken from each.
+    """
+    classes = [class_indices(part.labels) for part in parts]
+    fewest = min((len(rows) for own in classes for label, rows in own.items() if label < first), default=0)
+    each = min(max(1, int(share * fewest)), fewest - 1)
+    if each < 1:
+        return list(parts), []
+    rng, left, taken = np.random.default_rng(seed), [], []
+    for part, own in zip(parts, classes, strict=True):
+        shuffled = [rng.permutation(rows) for rows in own.values()]
+        left.append(_Part(part, np.sort(np.concatenate([rows[each:] for rows in shuffled]))))
+        taken.append(_Part(part, np.sort(np.concatenate([rows[:each] for rows in shuffled]))))
+    return list(left), list(taken)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes of training samples (B, C, H, W).
@@ -154,6 +201,16 @@ class Stream:
         batches = self._new if self._old is None else self._old.mix(self._new, self._share)
         for x, y, *_ in batches:
             yield Batch(self._augment(self._prepare(x), self._generator), y, y < self._first_new)
+
+
+def batches_held(
+    parts: Sequence[Replayable], prepare: Callable[[Tensor], Tensor], device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the samples of all parts, as the network takes them, with their labels."""
+    for part in parts:
+        assert part.labels is not None
+        for rows in np.array_split(np.arange(len(part)), max(1, len(part) // CHUNK)):
+            yield prepare(part.decode_tensor(rows).to(device)), torch.from_numpy(part.labels[rows]).to(device)
 
 
 def batches_of(source: Source, prepare: Callable[[Tensor], Tensor], device: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,13 +10,19 @@ from krstore.learning.learners.base import Learner
 __all__ = ["LEARNERS", "get_learner"]
 
 LEARNERS = {
+    "bic": "BiC",
     "ewc": "EWC",
     "finetune": "Finetune",
     "gfr": "GFR",
+    "icarl": "ICaRL",
     "joint": "Joint",
     "kril": "KRIL",
+    "lucir": "LUCIR",
+    "lwf": "LwF",
+    "lwf-mc": "LwFMC",
     "mas": "MAS",
     "replay": "ExperienceReplay",
+    "wa": "WA",
 }
 
 
@@ -28,7 +34,7 @@ def get_learner(name: str) -> type[Learner]:
     """
     if name not in LEARNERS:
         raise UnknownNameError("method", name, LEARNERS)
-    learner = getattr(import_module(f"krstore.learning.learners.{name}"), LEARNERS[name])
+    learner = getattr(import_module(f"krstore.learning.learners.{name.replace('-', '_')}"), LEARNERS[name])
     if not (isinstance(learner, type) and issubclass(learner, Learner)):
         raise KrstoreError(f"{LEARNERS[name]} is no learner")
     return learner

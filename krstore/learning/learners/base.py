@@ -3,13 +3,17 @@
 The harness (`krstore.learning.harness`) owns the loop, the optimiser and its schedule, augmentation, evaluation, the
 memory and its bytes, checkpoints. A learner says what its paper adds, at these places of a step::
 
-    begin_step(task)          keep a teacher, initialise new weights; the classifier has grown already
+    begin_step(task)          keep a teacher; the classifier has grown already
+    imprint(task, samples)    initialise new weights
     parameter_groups(task)    what is trained, at which multiple of the rate
     train_mode()              which parts stay in eval mode
     losses(batch)             named terms, as the paper writes them; the harness adds them up
     after_backward()          masks on gradients
+    after_update()            limits on weights
+    calibrate(samples)        what is fitted to samples that were held out
     end_step(task, samples)   importances, generators; with the task's samples for the last time
-    predict(x)                logits
+    remember(samples)         look at what the memory holds then
+    predict(x), also(x)       logits, and those of other ways to predict
 """
 
 from __future__ import annotations
@@ -39,9 +43,13 @@ class SampleBatches(Protocol):
 
 
 class Rehearsal(Enum):
-    """What of earlier tasks a learner sees: nothing, what its memory replays, or, as upper bounds do, all of it."""
+    """What of earlier tasks a learner sees: nothing, what its memory replays, or, as upper bounds do, all of it.
+
+    With `OPTIONAL` it sees what a memory replays where the run is given exemplars, and nothing otherwise.
+    """
 
     NOTHING = "nothing"
+    OPTIONAL = "optional"
     MEMORY = "memory"
     EVERYTHING = "everything"
 
@@ -58,6 +66,11 @@ class Learner(ABC):
         network: what it trains; the harness grows its classifier.
         seed: of everything random that the learner does itself.
 
+    Attributes:
+        cosine: whether it needs a classifier of cosines.
+        held_out: this share of what the memory has of each old class, and as many samples of each new one, are not
+            trained on but given to `calibrate`; from the second task on.
+
     Raises:
         ConfigError: an option that is unknown or out of range.
     """
@@ -65,7 +78,9 @@ class Learner(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
+    cosine: ClassVar[bool] = False
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
+    held_out: float = 0.0
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
         try:
@@ -76,6 +91,9 @@ class Learner(ABC):
 
     def begin_step(self, task: Task) -> None:
         """Prepare for a task, before any of its batches."""
+
+    def imprint(self, task: Task, samples: SampleBatches) -> None:
+        """Initialise new weights from a task's samples, before it is trained on."""
 
     def parameter_groups(self, task: Task) -> list[dict[str, Any]]:
         """Return groups for the optimiser; ``rate`` in one multiplies the learning rate of all."""
@@ -92,12 +110,25 @@ class Learner(ABC):
     def after_backward(self) -> None:
         """Change gradients before the optimiser's step."""
 
+    def after_update(self) -> None:
+        """Change weights after the optimiser's step."""
+
+    def calibrate(self, samples: SampleBatches) -> None:
+        """Fit what is fitted to samples that were held out, when the task has been trained on."""
+
     def end_step(self, task: Task, samples: SampleBatches) -> None:
         """Draw from a task what later ones need, while its samples are there."""
+
+    def remember(self, samples: SampleBatches) -> None:
+        """Look at all that the memory holds when a task has been taken into it."""
 
     def predict(self, x: Tensor) -> Tensor:
         """Return logits (B, classes seen)."""
         return torch.as_tensor(self.network(x))
+
+    def also(self, x: Tensor) -> dict[str, Tensor]:
+        """Return logits (B, classes seen) of other ways to predict, by name; they are told beside the first."""
+        return {}
 
     def held(self) -> dict[str, int]:
         """Return the bytes, by name, of what the method keeps between steps beside network and memory."""

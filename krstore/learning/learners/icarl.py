@@ -1,0 +1,106 @@
+"""iCaRL: incremental classifier and representation learning (Rebuffi et al., CVPR 2017).
+
+One sigmoid a class: binary cross-entropy, with the last network's outputs as the old classes' targets, for every
+sample (Eq. 1 of Sec. 2.2). Samples are classified by the nearest mean of exemplars (Alg. 1), embeddings of length 1,
+those of mirrored exemplars in the mean too, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from krstore.learning.learners._distillation import DistillingLearner, distillation
+from krstore.learning.learners.base import LearnerConfig, SampleBatches
+from krstore.learning.streams import Batch
+
+__all__ = ["ICaRL", "ICaRLConfig", "binary_loss", "exemplar_means"]
+
+
+class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
+    """Options of iCaRL.
+
+    Attributes:
+        loss: the paper's ``"bce"``; ``"ce"`` is what others run under this name: cross-entropy over all classes, and
+            distillation of the old ones.
+        temperature: of that distillation.
+        prediction: ``"nme"``, by the nearest mean of exemplars, or ``"cnn"``, by the classifier; the other one is told
+            beside it.
+    """
+
+    loss: Literal["bce", "ce"] = "bce"
+    temperature: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    prediction: Literal["nme", "cnn"] = "nme"
+
+
+class ICaRL(DistillingLearner):
+    """iCaRL."""
+
+    name = "icarl"
+    summary = "iCaRL: sigmoid outputs distilled, and the nearest mean of exemplars"
+    Config: ClassVar = ICaRLConfig
+
+    _means: Tensor | None = None
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss, in the form asked for."""
+        logits = self.network(batch.x)
+        taught = None if self._teacher is None else self.taught(batch.x)
+        if self.config.loss == "bce":
+            return {"bce": binary_loss(logits, batch.y, taught)}
+        terms = {"ce": F.cross_entropy(logits, batch.y)}
+        if taught is not None:
+            terms["kd"] = distillation(logits[:, : self._first], taught, self.config.temperature)
+        return terms
+
+    def remember(self, exemplars: SampleBatches) -> None:
+        """Take the means of the exemplars."""
+        self._means = exemplar_means(self.network.body, exemplars, self._stop)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return scores of the kind that was asked for."""
+        return self._nearest(x) if self.config.prediction == "nme" else self.network(x)
+
+    def also(self, x: Tensor) -> dict[str, Tensor]:
+        """Return those of the other kind."""
+        if self.config.prediction == "nme":
+            return {"cnn": self.network(x)}
+        return {"nme": self._nearest(x)}
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        assert self._means is not None
+        return F.normalize(self.network.body(x)) @ self._means.T
+
+
+def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
+    """Return the binary cross-entropy of logits (B, C), the mean over samples and classes.
+
+    Args:
+        y: labels (B,); of samples of old classes, only what the teacher says of them counts.
+        taught: the teacher's logits of the old classes (B, C_old), the first ones; `None` at the first task.
+    """
+    targets = F.one_hot(y, logits.shape[1]).float()
+    if taught is not None:
+        targets[:, : taught.shape[1]] = torch.sigmoid(taught.float())
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+@torch.no_grad()
+def exemplar_means(body: torch.nn.Module, exemplars: SampleBatches, classes: int) -> Tensor:
+    """Return the means (classes, D), of length 1, of the embeddings of exemplars and of their mirror images.
+
+    Embeddings are of length 1 before they are averaged; only samples (C, H, W) are mirrored.
+    """
+    sums: Tensor | None = None
+    for x, y in exemplars():
+        for shown in (x, x.flip(3)) if x.ndim == 4 else (x,):
+            embedded = F.normalize(body(shown).float())
+            if sums is None:
+                sums = embedded.new_zeros(classes, embedded.shape[1])
+            sums.index_add_(0, y, embedded)
+    assert sums is not None
+    return F.normalize(sums)
