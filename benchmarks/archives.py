@@ -5,6 +5,7 @@
 
     late          layer3.0, 64x8x8, 10,000 images of 20 classes; features_test.h5 is of held-out images
     early         layer2.0, 32x16x16, of 4,000 of them
+    first         layer1.4, 16x32x32, of 4,000 of them
     images        3x32x32 uint8
     embeddings    the pooled output, 64 numbers
     tokens        65x64, after the second layer of a small vision transformer trained on all images for some minutes
@@ -30,7 +31,7 @@ from krstore.source import Array, Source, chunks
 
 MEAN, SPREAD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MODEL = "krstore.backbones:resnet32"
-KINDS = ("late", "early", "images", "embeddings", "tokens")
+KINDS = ("late", "early", "first", "images", "embeddings", "tokens")
 EPOCHS, BATCH = 3, 128
 
 Arrays = dict[str, Array]
@@ -126,6 +127,8 @@ def make(kind: str, folder: Path, train: Arrays, test: Arrays, weights: Path) ->
             features(folder, weights, "layer3.0", of_number(train, int(count)))
         case "early", _:
             features(folder, weights, "layer2.0", of_number(few, 4000))
+        case "first", _:
+            features(folder, weights, "layer1.4", of_number(few, 4000))
         case "images", _:
             _write(folder / "features.h5", few["images"].transpose(0, 3, 1, 2), few["labels"])
         case "embeddings", _:

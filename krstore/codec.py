@@ -131,7 +131,7 @@ class FitContext(_AnyFitContext):
         seed: of everything random.
         checkpoint: where to keep, and find again, the state of a long fit.
         stats: what one pass over the source told; all values are finite.
-        task_model: a frozen network on features (n, *shape), for codecs that look at what a task sees.
+        task_model: a frozen network on samples (n, *shape), for codecs that look at what a task sees.
         decoder: another store's, to be used as it is; only for codecs that say so.
         together: all processes of `torch.distributed` do this same fit, and share what it costs where the codec can.
     """
@@ -258,6 +258,8 @@ class Codec(AnyCodec[ConfigT, FittedT]):
     """Whether `fit` can take another store's decoder (`FitContext.decoder`)."""
     refits: ClassVar[bool] = False
     """Whether a memory of it grows by fitting one network to all it has, rather than by a store a task."""
+    scored: ClassVar[bool] = False
+    """Whether `FitContext.task_model` has to give scores of the classes, rather than embeddings."""
 
     def validate(self, spec: SourceSpec) -> None:
         """Refuse, before any data moves, a source that this codec cannot encode.

@@ -313,6 +313,18 @@ def test_every_method_learns_with_exemplars_and_its_bytes_are_told(method: str, 
     assert read_result(tmp_path / "run").steps[-1].other_accuracy.keys() == ({"cnn"} if method == "icarl" else set())
 
 
+def test_exemplars_may_be_trained_by_the_network_that_learns(data: Path, tmp_path: Path) -> None:  # noqa: F811
+    settings = {
+        "memory.codec": None, "memory.exemplars": "mnemonics", "memory.per_class": 5,
+        "memory.exemplar_settings": {"epochs": 1, "steps": 2},
+    }  # fmt: skip
+    learn(config(data, "lucir", **settings), tmp_path / "run")
+    memory = Memory(tmp_path / "run" / "memory")
+    assert {entry.codec for entry in memory.manifest.stores} == {"mnemonics"}
+    assert memory.classes == dict.fromkeys(range(CLASSES), 5)
+    assert all(store.quality.mse > 0 for store in memory.stores)
+
+
 @pytest.mark.parametrize("method", ["lwf", "lwf-mc"])
 def test_lwf_needs_no_memory(method: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
     result = learn(config(data, method), tmp_path / "run")

@@ -26,7 +26,7 @@ from krstore.store.container import MemberReader
 from krstore.tensors import as_tensor
 from krstore_codecs.webp import WebPLossless
 
-__all__ = ["Exemplars", "ExemplarsConfig"]
+__all__ = ["Chosen", "Embeddings", "Exemplars", "ExemplarsConfig"]
 
 STORED = "network/exemplars"
 PER_CLASS = 20
@@ -134,7 +134,7 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
         limit = asked or self._limit(source, context, len(classes))
         ranked = self._ranked(source, classes, limit, context)
         chosen = Chosen(source, context, ranked, codec, None)
-        return replace(chosen, fitted=_fitted(chosen, limit)) if asked else chosen
+        return replace(chosen, fitted=self._fitted(chosen, limit)) if asked else chosen
 
     def knob(self, fitted: Chosen) -> Knob | None:
         """Return the stored samples' own range; or, where a target sets the number, how many of a class it costs."""
@@ -148,7 +148,7 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
         per_class = fitted.most - (0 if settled else int(knob))
         sink.keep(fitted.ids(per_class))
         sink.write(STORED, msgspec.json.encode(_Stored(fitted.codec.name)))
-        fitted.codec.pack(fitted.fitted if settled else _fitted(fitted, per_class), knob if settled else 0.0, sink)
+        fitted.codec.pack(fitted.fitted if settled else self._fitted(fitted, per_class), knob if settled else 0.0, sink)
 
     def settled(self, fitted: Chosen) -> ExemplarsConfig:
         """Return the config with what the exemplars are stored with filled in."""
@@ -168,6 +168,14 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
         if codec.kind is not Kind.DENSE:
             raise CorruptStoreError(f"exemplars are said to be stored with {codec.name}, which keeps exemplars itself")
         return codec.open(payload, replace(context, spec=replace(context.spec, samples=context.kept)))
+
+    def kept(self, chosen: Chosen, ids: Ids) -> Source:
+        """Return what is kept of these samples: they themselves."""
+        return Subset(chosen.source, ids)
+
+    def _fitted(self, chosen: Chosen, per_class: int) -> Any:
+        kept = self.kept(chosen, chosen.ids(per_class))
+        return chosen.codec.fit(kept, replace(chosen.context, stats=scan(kept)))
 
     def _codec(self, spec: SourceSpec) -> Codec[Any, Any]:
         found = get_sample_codec(self.config.codec or _lossless(spec))
@@ -222,11 +230,6 @@ def _lossless(spec: SourceSpec) -> str:
     except (UsageError, MissingExtraError):
         return "raw"
     return WebPLossless.name
-
-
-def _fitted(chosen: Chosen, per_class: int) -> Any:
-    kept = Subset(chosen.source, chosen.ids(per_class))
-    return chosen.codec.fit(kept, replace(chosen.context, stats=scan(kept)))
 
 
 def _embedded(source: Source, ids: Ids, context: FitContext | None) -> Embeddings:

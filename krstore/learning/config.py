@@ -56,6 +56,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
             class as fit where the codec is lossless; without either, what the codec gives.
         exemplars: keep some samples of each class, chosen by a codec of exemplars (``"herding"``, ``"random"``, ...);
             default random where any of the next two, or a budget for a lossless codec, asks for some, and else all.
+        exemplar_settings: options of that codec.
         per_class: exemplars of each class; default 20, or as many as ratio or budget allow.
         total: exemplars in all, equally many of each class seen: old classes make room for new ones.
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
@@ -72,6 +73,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     ratio: Annotated[float, msgspec.Meta(gt=0)] | None = None
     budget: Positive | None = None
     exemplars: str | None = None
+    exemplar_settings: dict[str, Any] = {}
     per_class: Positive | None = None
     total: Positive | None = None
     update: Literal["auto", "append", "merge", "double"] = "auto"

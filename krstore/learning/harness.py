@@ -175,8 +175,10 @@ class _Run:
         return Subset(samples, np.sort(ids))
 
     def _seeing(self) -> nn.Module:
-        """Return a frozen copy of the body, for stored samples as they are."""
-        return frozen(_Seeing(copy.deepcopy(self.network.body), self.prepare))
+        """Return a frozen copy of the network, or of its body, for stored samples as they are."""
+        assert self.recall is not None
+        seen = self.network if self.recall.scored else self.network.body
+        return frozen(_Seeing(copy.deepcopy(seen), self.prepare))
 
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         return batches_of(source, self.prepare, self.device)
@@ -307,14 +309,14 @@ class _Run:
 
 
 class _Seeing(nn.Module):
-    """Stored samples (B, *shape) to embeddings (B, D)."""
+    """A network or a body, of stored samples (B, *shape)."""
 
-    def __init__(self, body: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.body, self._prepare = body, prepare
+        self.network, self._prepare = network, prepare
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.body(self._prepare(x)))
+        return torch.as_tensor(self.network(self._prepare(x)))
 
 
 def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor]:

@@ -36,6 +36,7 @@ class Recall:
     Attributes:
         memory: the memory.
         through_codec: whether new samples are learnt from as the memory gives them back.
+        scored: whether `take` needs a network of scores, not of embeddings.
 
     Raises:
         ConfigError: contradictory options.
@@ -51,10 +52,11 @@ class Recall:
         name, preset = config.codec or "transform", config.preset
         if self._selection is not None:
             own = {"codec": config.codec, "codec_preset": preset, "codec_settings": config.settings}
-            self._settings = {key: value for key, value in own.items() if value}
+            self._settings = {**{key: value for key, value in own.items() if value}, **config.exemplar_settings}
             name, preset = self._selection, None
         self._codec, self._preset = get_sample_codec(name), preset
         build_config(name, self._codec.Config, self._codec.presets, preset, self._settings)
+        self.scored = self._codec.scored
         self._update = config.update
         if config.update == "auto":
             self._update = "double" if self._codec.refits else "append"
@@ -88,7 +90,7 @@ class Recall:
         """Encode the samples of a task and take them into the memory.
 
         Args:
-            network: maps stored samples to embeddings, frozen; for codecs that look at what a task sees.
+            network: maps stored samples to embeddings or scores, frozen; for codecs that look at what a task sees.
         """
         task = self._scenario.tasks[number]
         first = 1 if self._update == "double" else 0

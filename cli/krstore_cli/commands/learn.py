@@ -45,7 +45,7 @@ def learn(
         str | None, option("--codec", help="Of the memory; see krstore codecs.", autocompletion=complete_codec)
     ] = None,
     exemplars: Annotated[
-        str | None, option("--exemplars", help="Keep some samples of each class: herding, random, kmeans.")
+        str | None, option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans.")
     ] = None,
     ratio: Ratio = None,
     budget: Annotated[
