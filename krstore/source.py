@@ -21,6 +21,7 @@ from krstore.progress import SILENT, Progress
 
 __all__ = [
     "Array",
+    "Held",
     "Ids",
     "Source",
     "SourceSpec",
@@ -120,6 +121,20 @@ class Subset:
     def read(self, ids: Ids) -> Array:
         """Return samples by their place in the subset."""
         return self._source.read(self._ids[ids])
+
+
+@dataclass(frozen=True)
+class Held:
+    """Samples that are in memory, as a source."""
+
+    spec: SourceSpec
+    values: Array
+    labels: Ids | None
+    task: Ids | None
+
+    def read(self, ids: Ids) -> Array:
+        """Return samples by their place."""
+        return self.values[ids]
 
 
 @dataclass(frozen=True)

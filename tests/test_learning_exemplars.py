@@ -1,5 +1,6 @@
 """Learners that live on exemplars: each term against values worked out by hand, and the traps of their public codes."""
 
+# ruff: noqa: F811 - a fixture is imported, and named as an argument
 from __future__ import annotations
 
 import math
@@ -12,6 +13,7 @@ import torch
 from test_learning import CLASSES, TRAIN, config, data  # noqa: F401 - a fixture
 from torch import nn
 
+from krstore.errors import UsageError
 from krstore.learning.config import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
@@ -22,6 +24,7 @@ from krstore.learning.learners.icarl import binary_loss, exemplar_means
 from krstore.learning.learners.lucir import less_forget, margin_ranking
 from krstore.learning.learners.wa import aligned
 from krstore.learning.network import CosineHead, Network
+from krstore.learning.recall import Recall
 from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch, Samples, hold_out
@@ -302,7 +305,7 @@ def test_lucir_imprints_new_classes_and_leaves_the_old_ones_weights(tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_with_exemplars_and_its_bytes_are_told(method: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_every_method_learns_with_exemplars_and_its_bytes_are_told(method: str, data: Path, tmp_path: Path) -> None:
     settings = {"memory.codec": None, "memory.exemplars": "herding", "memory.per_class": 5}
     rate = 1.0 if method in ("icarl", "lwf-mc") else 0.05
     quick = {"epochs": 8, "milestones": (), "learning_rate": rate, "batch_size": 16}
@@ -313,7 +316,7 @@ def test_every_method_learns_with_exemplars_and_its_bytes_are_told(method: str, 
     assert read_result(tmp_path / "run").steps[-1].other_accuracy.keys() == ({"cnn"} if method == "icarl" else set())
 
 
-def test_exemplars_may_be_trained_by_the_network_that_learns(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_exemplars_may_be_trained_by_the_network_that_learns(data: Path, tmp_path: Path) -> None:
     settings = {
         "memory.codec": None, "memory.exemplars": "mnemonics", "memory.per_class": 5,
         "memory.exemplar_settings": {"epochs": 1, "steps": 2},
@@ -325,14 +328,117 @@ def test_exemplars_may_be_trained_by_the_network_that_learns(data: Path, tmp_pat
     assert all(store.quality.mse > 0 for store in memory.stores)
 
 
+@pytest.mark.parametrize("exemplars", ["random", "mnemonics"])
+def test_old_exemplars_are_adjusted_once_a_task_and_new_ones_are_not(
+    exemplars: str,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    settings = {
+        "memory.codec": None, "memory.exemplars": exemplars, "memory.per_class": 6, "training.epochs": 0,
+        "memory.adjust": {"epochs": 2, "rate": 3.0},
+    }  # fmt: skip
+    if exemplars == "mnemonics":
+        settings["memory.exemplar_settings"] = {"epochs": 1}
+    kept: list[dict[int, Any]] = []
+    original = Recall.adjust
+
+    def watch(self: Recall, *arguments: Any) -> None:
+        before = dict(enumerate(self.memory.samples.read(np.arange(len(self.memory)))))
+        original(self, *arguments)
+        after = self.memory.samples.read(np.arange(len(self.memory)))
+        kept.append({int(label): [] for label in self.memory.samples.labels})
+        for row, label in enumerate(self.memory.samples.labels):
+            kept[-1][int(label)].append(bool((before[row] == after[row]).all()))
+        generation = self.memory.manifest.generation
+        original(self, *arguments)
+        assert self.memory.manifest.generation == generation  # as after a kill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recall, "adjust", watch)
+        learn(config(data, "lucir", **settings), tmp_path / "run")
+    assert Memory(tmp_path / "run" / "memory").classes == dict.fromkeys(range(CLASSES), 6)
+    for step, same in enumerate(kept):
+        for label, unchanged in same.items():
+            assert all(unchanged) if label >= 2 * step else not any(unchanged)
+
+
+def test_weight_transfer_leaves_convolutions_and_trains_their_factors(data: Path, tmp_path: Path) -> None:
+    settings = {"memory.codec": None, "memory.per_class": 6, "transfer": True}
+    states = []
+    original = Network.forward
+
+    def watch(self: Network, x: torch.Tensor) -> torch.Tensor:
+        convolution: Any = self.body[0]
+        if hasattr(convolution, "parametrizations"):
+            weight = convolution.parametrizations.weight
+            states.append((weight.original.detach().clone(), weight[0].scale.detach().clone()))
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "forward", watch)
+        whole = learn(config(data, "wa", **settings), tmp_path / "whole")
+    assert states
+    assert all(torch.equal(weight, states[0][0]) for weight, _ in states)
+    assert states[0][1].eq(1).all()
+    assert not states[-1][1].eq(1).any()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recall, "take", _stopping(2))
+        with pytest.raises(KeyboardInterrupt):
+            learn(config(data, "wa", **settings), tmp_path / "run")
+    again = learn(config(data, "wa", **settings), tmp_path / "run")
+    assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
+
+
+def _stopping(number: int) -> Any:
+    original = Recall.take
+
+    def take(self: Recall, task: int, *arguments: Any) -> None:
+        if task == number:
+            raise KeyboardInterrupt
+        original(self, task, *arguments)
+
+    return take
+
+
+def test_finetuning_is_on_balanced_exemplars_alone(data: Path, tmp_path: Path) -> None:
+    once = {"epochs": 1, "milestones": (), "learning_rate": 0.05, "batch_size": 1000}
+    settings = {"memory.codec": None, "memory.per_class": 6, "finetuning": once}
+    seen: list[list[int]] = []
+    original = Network.forward
+
+    def watch(self: Network, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            seen.append([len(x)])
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "forward", watch)
+        learn(config(data, "wa", **settings), tmp_path / "run")
+    assert [4 * 6] in seen
+    assert [6 * 6] in seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory.adjust": {}}, "adjust trains exemplars; name some"),
+        ({"memory.adjust": {}, "memory.per_class": 3, "memory.codec": "transform"}, "codec transform is lossy"),
+    ],
+)
+def test_what_cannot_be_adjusted(settings: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        learn(config(data, "lucir", **{"memory.codec": None, **settings}), tmp_path / "run")
+
+
 @pytest.mark.parametrize("method", ["lwf", "lwf-mc"])
-def test_lwf_needs_no_memory(method: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_lwf_needs_no_memory(method: str, data: Path, tmp_path: Path) -> None:
     result = learn(config(data, method), tmp_path / "run")
     assert [step.memory_bytes for step in result.steps] == [0, 0, 0]
     assert not (tmp_path / "run" / "memory").exists()
 
 
-def test_bic_goes_on_with_its_pairs(data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_bic_goes_on_with_its_pairs(data: Path, tmp_path: Path) -> None:
     settings = {"memory.codec": None, "memory.exemplars": "random", "memory.per_class": 10}
     whole = learn(config(data, "bic", **settings), tmp_path / "whole")
     original, steps = get_learner("bic").calibrate, []

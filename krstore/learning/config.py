@@ -12,7 +12,7 @@ import msgspec
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 
-__all__ = ["PRESETS", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
+__all__ = ["PRESETS", "Adjusting", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
 
 PRESETS = ("fast", "paper")
 RATES = {"ratio", "budget"}
@@ -46,6 +46,22 @@ class Training(_Options, frozen=True, kw_only=True):
     weight_decay: NotNegative = 5e-4
 
 
+class Adjusting(_Options, frozen=True, kw_only=True):
+    """How old exemplars are trained against each other (mnemonics paper, Eq. 10); see `krstore.bilevel`.
+
+    Attributes:
+        epochs: times that each half is trained against the other one.
+        steps, inner_rate: of the temporary network, alpha_2.
+        rate: of the exemplars, beta_2, in standard deviations; halved after every `halve` epochs.
+    """
+
+    epochs: Positive = 50
+    steps: Positive = 5
+    inner_rate: NotNegative = 0.01
+    rate: NotNegative = 0.01
+    halve: Positive = 10
+
+
 class MemoryConfig(_Options, frozen=True, kw_only=True):
     """How a learner with a memory keeps what it has seen.
 
@@ -59,6 +75,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
         exemplar_settings: options of that codec.
         per_class: exemplars of each class; default 20, or as many as ratio or budget allow.
         total: exemplars in all, equally many of each class seen: old classes make room for new ones.
+        adjust: train old exemplars anew when a task has come, one half of each class against the other; `None` not.
         update: ``"append"`` a store a task, with the first one's decoder where the codec can; ``"merge"`` all into one
             store, a self-taught update (single KRNet); ``"double"`` does so with all but the first (double KRNet);
             ``"auto"`` does so where the codec says that it refits (krnet, autoencoder), and appends otherwise.
@@ -76,6 +93,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     exemplar_settings: dict[str, Any] = {}
     per_class: Positive | None = None
     total: Positive | None = None
+    adjust: Adjusting | None = None
     update: Literal["auto", "append", "merge", "double"] = "auto"
     task_model: bool = True
     through_codec: bool | None = None
@@ -101,6 +119,10 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`; only images are cropped.
         base_training, training: of the first task, and of those that follow.
+        finetuning: from the second task on, train once more, on what the memory holds alone, by cross-entropy:
+            exemplars are balanced where a task is not (mnemonics paper, Sec. 4.3); `None` for not.
+        transfer: from the second task on, leave the convolutions as the first one made them, and train a factor for
+            each of their kernels instead, and all else (weight transfer, as in the mnemonics paper).
         memory: of learners that have one.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
     """
@@ -124,6 +146,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     crop: Annotated[int, msgspec.Meta(ge=0)] = 4
     base_training: Training = Training()
     training: Training = Training()
+    finetuning: Training | None = None
+    transfer: bool = False
     memory: MemoryConfig = MemoryConfig()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import UsageError
@@ -116,6 +117,8 @@ class _Run:
         """Do the steps that are left."""
         if self.result.steps and not self.result.finished:
             self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
+            if self.config.transfer and len(self.result.steps) > 1:
+                self.network.transfer()
             self._load(self._state("step", len(self.result.steps)))
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
@@ -149,6 +152,8 @@ class _Run:
             self.recall.take(task.number, new, self._seeing())
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
+        if self.config.transfer and not first:
+            self.network.transfer()
         learner.begin_step(task)
         learner.imprint(task, lambda count=None: self._batches(self._some(new, count)))
         if self._state("trained", task.number).exists():
@@ -164,7 +169,10 @@ class _Run:
         learner.end_step(task, lambda count=None: self._batches(self._some(new, count)))
         if self.recall is not None:
             self.recall.take(task.number, new, self._seeing())
+            self.recall.adjust(task, self._seeing)
             known = self.recall.memory.samples
+            if self.config.finetuning is not None and not first:
+                self._train(task, self.config.finetuning, self._alone(task, known), self._cross_entropy)
             learner.remember(lambda count=None: self._batches(known))
 
     def _some(self, samples: Subset, count: int | None) -> Subset:
@@ -174,10 +182,10 @@ class _Run:
         ids = np.random.default_rng(self.config.seed).permutation(samples.spec.samples)[:count]
         return Subset(samples, np.sort(ids))
 
-    def _seeing(self) -> nn.Module:
+    def _seeing(self, scored: bool = False) -> nn.Module:
         """Return a frozen copy of the network, or of its body, for stored samples as they are."""
         assert self.recall is not None
-        seen = self.network if self.recall.scored else self.network.body
+        seen = self.network if scored or self.recall.scored else self.network.body
         return frozen(_Seeing(copy.deepcopy(seen), self.prepare))
 
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
@@ -205,7 +213,21 @@ class _Run:
         )  # fmt: skip
         return stream, held_out
 
-    def _train(self, task: Task, training: Training, stream: Stream) -> None:
+    def _alone(self, task: Task, samples: Replayable) -> Stream:
+        """Return the batches of what the memory holds."""
+        assert self.config.finetuning is not None
+        return Stream(
+            held(samples), None, first_new=task.first, batch_size=self.config.finetuning.batch_size,
+            seed=1000 * self.config.seed + task.number, prepare=self.prepare, augment=self.augment, device=self.device,
+        )  # fmt: skip
+
+    def _cross_entropy(self, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
+
+    def _train(
+        self, task: Task, training: Training, stream: Stream,
+        losses: Callable[[Batch], dict[str, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         for module in self.frozen if task.number else []:
             module.requires_grad_(False)
         groups = [
@@ -225,7 +247,7 @@ class _Run:
                 for module in self.frozen if task.number else []:
                     module.eval()
                 for batch in stream.epoch():
-                    terms = self._terms(batch)
+                    terms = self._terms(losses or self.learner.losses, batch)
                     loss = torch.stack(list(terms.values())).sum()
                     figures = {name: float(value.detach()) for name, value in terms.items()}
                     if not math.isfinite(sum(figures.values())):
@@ -239,9 +261,9 @@ class _Run:
                     bar.advance(1, **figures)
         self.network.eval()
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def _terms(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
         with self._arithmetic():
-            terms = self.learner.losses(batch)
+            terms = losses(batch)
         return {name: value.float() for name, value in terms.items()}
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
@@ -74,9 +75,31 @@ class Network(nn.Module):
                     value.copy_(old)
         self.classes = classes
 
+    def transfer(self) -> None:
+        """Leave the body's convolutions as they are, but for a factor for each of their kernels.
+
+        The weight transfer of the mnemonics paper (from Sun et al., "Meta-transfer learning", CVPR 2019): learnt are
+        the scales S in W * S, one for each pair of output and input channels.
+        """
+        for module in self.body.modules():
+            if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
+                module.weight.requires_grad_(False)
+                parametrize.register_parametrization(module, "weight", _Scaled(module.weight))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map samples (B, *shape) to logits (B, classes)."""
         return torch.as_tensor(self.head(self.body(x)))
+
+
+class _Scaled(nn.Module):
+    """Weights times a factor a kernel."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((*weight.shape[:2], 1, 1), device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
 
 
 def leading_modules(body: nn.Module, until: str) -> list[nn.Module]:

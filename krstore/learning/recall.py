@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from krstore.codec import Kind
 from krstore.config import build_config
 from krstore.errors import ConfigError, UsageError
+from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
-from krstore.source import Subset
+from krstore.source import Held, Subset
 from krstore.store.writer import encode
 
 __all__ = ["Recall"]
 
+ADJUSTED = "adjusted_after_task"
 ENTRY_BYTES, CLASS_BYTES = 700, 24  # of the manifest, a store and a class of it
 
 
@@ -54,6 +60,10 @@ class Recall:
             own = {"codec": config.codec, "codec_preset": preset, "codec_settings": config.settings}
             self._settings = {**{key: value for key, value in own.items() if value}, **config.exemplar_settings}
             name, preset = self._selection, None
+        if config.adjust is not None and self._selection is None:
+            raise ConfigError("memory: adjust trains exemplars; name some (exemplars, per_class or total)")
+        if config.adjust is not None and config.codec is not None and not get_sample_codec(config.codec).lossless:
+            raise ConfigError(f"memory: adjust stores exemplars anew after each task; codec {config.codec} is lossy")
         self._codec, self._preset = get_sample_codec(name), preset
         build_config(name, self._codec.Config, self._codec.presets, preset, self._settings)
         self.scored = self._codec.scored
@@ -113,6 +123,36 @@ class Recall:
                 progress=self._progress, task_model=seen_by,
                 **self._target(self._scenario.tasks[first].first, task.stop, 0),
             )  # fmt: skip
+
+    def adjust(self, task: Task, network: Callable[[bool], nn.Module]) -> None:
+        """Train the exemplars of the tasks before one against each other (mnemonics paper, Eq. 10).
+
+        One half of each class is what the other one is to help a network with, and the other way round. Stores that
+        have been adjusted after this task already are left as they are.
+
+        Args:
+            network: returns, asked for scores, what maps stored samples to them, frozen.
+        """
+        if self._config.adjust is None or task.number == 0:
+            return
+        memory = self.memory
+        old = [
+            (entry, store) for entry, store in zip(memory.manifest.stores, memory.stores, strict=True)
+            if min(entry.classes) < task.first and store.source.attributes.get(ADJUSTED) != task.number
+        ]  # fmt: skip
+        if not old:
+            return
+        samples = MemorySamples(memory.path, [store for _, store in old], [entry.dropped for entry, _ in old])
+        values = adjusted(samples, network(True), self._config.adjust, self._device)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            stores = []
+            for number, (_, store) in enumerate(old):
+                rows = np.flatnonzero(samples.store_of == number)
+                spec = replace(samples.spec, samples=len(rows), attributes={ADJUSTED: task.number})
+                held = Held(spec, values[rows], samples.labels[rows], None)
+                codec = str(store.config["codec"] if store.header.kind == "exemplar" else store.codec)
+                stores.append(encode(held, Path(folder) / f"{number}.krs", codec, device=self._device))
+            memory.replace([entry for entry, _ in old], stores)
 
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
         task, stores = self._scenario.tasks[number], self.memory.stores

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import krstore
+from krstore.bilevel import meta_gradient
 from krstore.errors import UsageError
 from krstore.testing import ArraySource
-from krstore_codecs._bilevel import meta_gradient
 
 
 def network(seed: int = 0) -> nn.Module:

@@ -47,6 +47,9 @@ def learn(
     exemplars: Annotated[
         str | None, option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans.")
     ] = None,
+    adjust: Annotated[
+        bool, option("--adjust/--no-adjust", help="Train old exemplars against each other after each task.")
+    ] = False,
     ratio: Ratio = None,
     budget: Annotated[
         int | None,
@@ -85,8 +88,9 @@ def learn(
     get_learner(method)
     given: dict[str, Any] = {
         "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
-        "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars, "memory.ratio": ratio,
-        "memory.budget": budget, "device": device, "seed": seed, **parse_settings(settings or []),
+        "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars,
+        "memory.adjust": {} if adjust else None, "memory.ratio": ratio, "memory.budget": budget, "device": device,
+        "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
     first = build_run_config(method, given, preset=preset, file=config)
     results = []
