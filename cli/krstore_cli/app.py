@@ -11,7 +11,20 @@ import typer
 from typer.main import get_command
 
 from krstore_cli import errors, output
-from krstore_cli.commands import codecs, compare, decode, demo, encode, extract, info, learn, memory, report, verify
+from krstore_cli.commands import (
+    codecs,
+    compare,
+    decode,
+    demo,
+    encode,
+    extract,
+    info,
+    learn,
+    memory,
+    report,
+    show,
+    verify,
+)
 
 __all__ = ["app", "main", "run"]
 
@@ -29,6 +42,7 @@ app.command(epilog=decode.EXAMPLE)(decode.decode)
 app.command(epilog=codecs.EXAMPLE)(codecs.codecs)
 app.command(epilog=learn.EXAMPLE)(learn.learn)
 app.command(epilog=report.EXAMPLE)(report.report)
+app.command(epilog=show.EXAMPLE)(show.show)
 app.add_typer(memory.app, name="memory")
 app.command(epilog=extract.EXAMPLE)(extract.extract)
 app.command(epilog=compare.EXAMPLE)(compare.compare)

@@ -21,6 +21,7 @@ from krstore.learning.data import open_dataset
 from krstore.learning.harness import MEMORY, scenario_of
 from krstore.learning.results import RESULT, RunResult, read_result
 from krstore.memory import Memory
+from krstore.pictures import in_a_plane
 from krstore.plots import require_matplotlib
 
 if TYPE_CHECKING:
@@ -237,25 +238,18 @@ def _confusion(group: Group) -> Figure:
 
 def _tsne(group: Group) -> Figure:
     """Draw some classes' samples and what the memory decodes them to in one plane, as in the KRNet paper's Fig. 4."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
     run = group.runs[0]
     config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
     scenario = scenario_of(config, open_dataset(config.data, config.test))
     source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
     assert source.labels is not None
     chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)
-    parts: list[tuple[Any, Any]] = []
+    parts = []
     for label in chosen:
-        parts.append((source.read(np.flatnonzero(source.labels == label)[:TSNE_SAMPLES]), label))
-        parts.append((memory.samples.read(np.flatnonzero(labels == label)[:TSNE_SAMPLES]), label))
-    values = np.concatenate([features.reshape(len(features), -1) for features, _ in parts]).astype(np.float64)
-    reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
-    plane = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
+        parts.append(source.read(np.flatnonzero(source.labels == label)[:TSNE_SAMPLES]))
+        parts.append(memory.samples.read(np.flatnonzero(labels == label)[:TSNE_SAMPLES]))
     figure, axes = _figure()
-    places = np.split(plane, np.cumsum([len(features) for features, _ in parts])[:-1])
-    for number, own in enumerate(places):
+    for number, own in enumerate(in_a_plane(parts)):
         colour, once = f"C{number // 2 % 10}", number < 2
         if number % 2:
             axes.scatter(*own.T, s=14, marker="x", linewidths=0.8, color=colour, label="replayed" if once else None)
