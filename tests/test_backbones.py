@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from krstore.backbones import ResNet, resnet18, resnet18_tail, resnet32, resnet32_tail
+from krstore.backbones import ResNet, resnet8, resnet18, resnet18_tail, resnet32, resnet32_tail
 from krstore.modules import load_module
 
 
@@ -31,9 +31,18 @@ def randomise_norms(network: torch.nn.Module) -> None:
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
 
 
-def test_resnet32_has_the_papers_number_of_parameters():
-    without_classifier = [p.numel() for name, p in resnet32().named_parameters() if not name.startswith("fc.")]
-    assert sum(without_classifier) == 463_504
+@pytest.mark.parametrize(("factory", "parameters"), [(resnet32, 463_504), (resnet8, 74_640)])
+def test_networks_have_their_number_of_parameters(factory, parameters):
+    without_classifier = [p.numel() for name, p in factory().named_parameters() if not name.startswith("fc.")]
+    assert sum(without_classifier) == parameters
+
+
+def test_embeddings_are_negative_too_without_the_last_relu():
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for last_relu in (True, False):
+        network = resnet8(last_relu=last_relu).eval()
+        network.fc = torch.nn.Identity()
+        assert (network(x).min() >= 0) == last_relu
 
 
 def test_resnet18_is_the_standard_one():

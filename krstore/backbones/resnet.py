@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "ResNet", "ResNetTail", "resnet18", "resnet18_tail", "resnet32", "resnet32_tail"]
+__all__ = ["BasicBlock", "ResNet", "ResNetTail", "resnet8", "resnet18", "resnet18_tail", "resnet32", "resnet32_tail"]
 
 
 class BasicBlock(nn.Module):
@@ -22,10 +22,12 @@ class BasicBlock(nn.Module):
     Args:
         shortcut: how a block that halves the grid passes its input on. ``"A"`` (the CIFAR networks of the paper):
             every second position, the missing channels zero, half of them on either side. ``"B"``: a 1x1 convolution.
+        rectified: end with a ReLU.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, rectified: bool = True) -> None:
         super().__init__()
+        self.rectified = rectified
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -44,7 +46,7 @@ class BasicBlock(nn.Module):
             x = F.pad(
                 x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2)
             )
-        return F.relu(out + x)
+        return F.relu(out + x) if self.rectified else out + x
 
 
 class ResNet(nn.Module):
@@ -56,11 +58,13 @@ class ResNet(nn.Module):
         classes: outputs of the classifier.
         shortcut: see `BasicBlock`.
         imagenet_stem: a 7x7 stem of stride 2 with max pooling, for 224x224 images, instead of a 3x3 one.
+        last_relu: end the last block with a ReLU; LUCIR and iCaRL do without, so that cosines may be negative.
     """
 
     def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], classes: int, shortcut: str, imagenet_stem: bool = False
-    ) -> None:
+        self, blocks: Sequence[int], widths: Sequence[int], classes: int, shortcut: str, imagenet_stem: bool = False,
+        last_relu: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         width = widths[0]
         self.imagenet_stem = imagenet_stem
@@ -72,7 +76,13 @@ class ResNet(nn.Module):
         for name, count, outputs in zip(self.stages, blocks, widths, strict=True):
             stride = 1 if name == "layer1" else 2
             stage = [
-                BasicBlock(width if i == 0 else outputs, outputs, stride if i == 0 else 1, shortcut)
+                BasicBlock(
+                    width if i == 0 else outputs,
+                    outputs,
+                    stride if i == 0 else 1,
+                    shortcut,
+                    last_relu or name != self.stages[-1] or i < count - 1,
+                )
                 for i in range(count)
             ]
             self.add_module(name, nn.Sequential(*stage))
@@ -89,9 +99,14 @@ class ResNet(nn.Module):
         return torch.as_tensor(self.fc(x.mean((2, 3))))
 
 
-def resnet32(classes: int = 50) -> ResNet:
+def resnet32(classes: int = 50, last_relu: bool = True) -> ResNet:
     """Return the ResNet-32 of the CIFAR class-incremental papers: 463,504 parameters without the classifier."""
-    return ResNet((5, 5, 5), (16, 32, 64), classes, shortcut="A")
+    return ResNet((5, 5, 5), (16, 32, 64), classes, shortcut="A", last_relu=last_relu)
+
+
+def resnet8(classes: int = 10, last_relu: bool = True) -> ResNet:
+    """Return the same with a block a stage: 74,640 parameters without the classifier."""
+    return ResNet((1, 1, 1), (16, 32, 64), classes, shortcut="A", last_relu=last_relu)
 
 
 def resnet18(classes: int = 100) -> ResNet:
