@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_learning import CLASSES, TRAIN, config, data  # noqa: F401 - a fixture
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_learning import CLASSES, TRAIN, body, config, data  # noqa: F401 - a fixture
 from torch import nn
 
 from krstore.errors import UsageError
@@ -132,8 +134,9 @@ def test_means_are_of_unit_embeddings_and_of_mirror_images() -> None:
     means = exemplar_means(body, lambda count=None: iter([(x, torch.tensor([1, 0]))]), 2)
     torch.testing.assert_close(means, torch.full((2, 2), 1 / math.sqrt(2)))
     tall = torch.tensor([[[[1.0, 0, 0], [0, 0, 9.0]]]])  # mirrored left to right, not upside down
-    means = exemplar_means(body, lambda count=None: iter([(tall, torch.tensor([0]))]), 1)
-    torch.testing.assert_close(means, torch.tensor([[1.0, 1.0]]) / math.sqrt(2))
+    for mirrored, expected in ((True, [1 / math.sqrt(2), 1 / math.sqrt(2)]), (False, [1.0, 0.0])):
+        means = exemplar_means(body, lambda count=None: iter([(tall, torch.tensor([0]))]), 1, mirrored=mirrored)
+        torch.testing.assert_close(means, torch.tensor([expected]))
 
 
 def test_icarl_predicts_by_the_nearest_mean_and_tells_the_classifiers_accuracy_too() -> None:
@@ -159,9 +162,9 @@ def test_bics_terms_have_the_shares_of_old_and_new_classes_and_corrected_targets
     made.load_state({"pairs": torch.tensor([[2.0, 0.5], [1.0, -1.0]])})
     second_task(made)
     terms = made.losses(batch([[1.0, 1.0]], [2]))
-    logits = [1.0, 2.0, 1.0]
+    logits = [2 * 1.0 + 0.5, 2.0 - 1.0, 1.0]
     assert number(terms["ce"]) == pytest.approx(-math.log(softmax(logits)[2]) / 3, rel=1e-5)
-    wanted, got = softmax([2.5 / 2, 1.0 / 2]), softmax([1.0 / 2, 2.0 / 2])
+    wanted, got = softmax([2.5 / 2, 1.0 / 2]), softmax([2.5 / 2, 1.0 / 2])
     expected = -2 / 3 * sum(p * math.log(q) for p, q in zip(wanted, got, strict=True))
     assert number(terms["kd"]) == pytest.approx(expected, rel=1e-5)
 
@@ -206,6 +209,8 @@ def test_what_is_held_out_is_balanced_and_not_trained_on(apart: bool) -> None:
 
     assert content(taken)[1] == [0, 0, 1, 1, 2, 2]  # a tenth of the smallest old class
     assert sorted(content(taken)[0] + content(left)[0]) == values[:, 0].tolist()
+    one_new = Samples(ArraySource(values[:41], np.repeat([0, 1, 2], (20, 20, 1))), "one")
+    assert hold_out([one_new], 2, 0.1, 0)[1] == []
     few = Samples(ArraySource(values[:2], np.array([0, 1])), "few")
     assert hold_out([few], 2, 0.1, 0)[1] == []
 
@@ -424,16 +429,59 @@ def test_finetuning_is_on_balanced_exemplars_alone(data: Path, tmp_path: Path) -
     [
         ({"memory.adjust": {}}, "adjust trains exemplars; name some"),
         ({"memory.adjust": {}, "memory.per_class": 3, "memory.codec": "transform"}, "codec transform is lossy"),
+        ({"memory.per_class": 3, "memory.update": "merge"}, "would choose among exemplars again"),
+        ({"memory.per_class": 3, "memory.exemplar_settings": {"codec": "raw"}}, "say memory.codec instead"),
+        ({"memory.total": 5}, "total=5 is less than an exemplar of each of 6 classes"),
+        ({"method": "ewc", "transfer": True}, "ewc holds on to weights by their names"),
+        ({"method": "finetune", "finetuning": {}}, "this run of finetune has none"),
     ],
 )
-def test_what_cannot_be_adjusted(settings: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
+def test_what_cannot_be(settings: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
+    method = settings.get("method", "lucir")
     with pytest.raises(UsageError, match=message):
-        learn(config(data, "lucir", **{"memory.codec": None, **settings}), tmp_path / "run")
+        learn(config(data, **{"memory.codec": None, **settings, "method": method}), tmp_path / "run")
+
+
+def test_presets_give_way_to_what_is_asked_for() -> None:
+    def memory(method: str, preset: str, **own: Any) -> Any:
+        given = {f"memory.{name}": value for name, value in own.items()}
+        return build_run_config(method, {"data": "x", **given}, preset=preset).memory
+
+    asked = memory("icarl", "paper", per_class=20)
+    assert (asked.exemplars, asked.per_class, asked.total) == ("herding", 20, None)
+    asked = memory("icarl", "fast", codec="raw")
+    assert (asked.exemplars, asked.codec, asked.per_class) == ("herding", "raw", 20)
+    asked = memory("icarl", "fast", budget=10**6)
+    assert (asked.exemplars, asked.budget, asked.per_class) == ("herding", 10**6, None)
+    asked = memory("icarl", "fast", budget=10**6, codec="transform")
+    assert (asked.exemplars, asked.codec, asked.per_class) == ("herding", "transform", 20)
+    asked = memory("kril", "fast", exemplars="herding")
+    assert (asked.exemplars, asked.codec, asked.ratio, asked.settings) == ("herding", None, None, {})
+
+
+@pytest.mark.parametrize(("method", "trained"), [("wa", False), ("icarl", True), ("lucir", True)])
+def test_a_given_classifier_is_used_by_those_who_can(method: str, trained: bool, data: Path, tmp_path: Path) -> None:
+    given = Network(body(), 8)
+    given.grow(2)
+    state = {**given.body.state_dict(), **{f"fc.{name}": value for name, value in given.head.state_dict().items()}}
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "weights.safetensors")
+    before = next(iter(given.body.parameters())).detach().clone()
+    settings = {
+        "memory.codec": None,
+        "memory.per_class": 4,
+        "training.epochs": 0,
+        "weights": str(tmp_path / "weights.safetensors"),
+    }
+    learn(config(data, method, **settings), tmp_path / "run")
+    (path,) = (tmp_path / "run").glob("step*.safetensors")
+    with safe_open(path, "pt") as file:
+        after = file.get_tensor("network/body.0.weight")
+    assert torch.equal(before, after) != trained
 
 
 @pytest.mark.parametrize("method", ["lwf", "lwf-mc"])
 def test_lwf_needs_no_memory(method: str, data: Path, tmp_path: Path) -> None:
-    result = learn(config(data, method), tmp_path / "run")
+    result = learn(config(data, method, **{"memory.codec": None}), tmp_path / "run")
     assert [step.memory_bytes for step in result.steps] == [0, 0, 0]
     assert not (tmp_path / "run" / "memory").exists()
 
@@ -462,5 +510,5 @@ def test_bic_goes_on_with_its_pairs(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["paper", "fast"])
 def test_presets_name_exemplars_where_the_paper_has_them(method: str, preset: str) -> None:
     memory = build_run_config(method, {"data": "x"}, preset=preset).memory
-    assert memory.selective == (not method.startswith("lwf"))
+    assert memory.asked_for == (not method.startswith("lwf"))
     assert memory.codec is None

@@ -257,6 +257,9 @@ def test_trimming_keeps_the_smaller_set_of_exemplars(memory: Memory, tmp_path: P
         for count in (8, 3)
     )
     memory.append(*large)
+    for change in (memory.merge, lambda: memory.shrink(memory.bytes - 1)):
+        with pytest.raises(UsageError, match=r"exemplars \(codec herding\) are not"):
+            change()
     memory.trim(6)  # three of each store
     expected = np.concatenate([store.read(store.ids) for store in small])
     np.testing.assert_array_equal(memory.samples.read(np.arange(len(memory))), expected)
@@ -266,7 +269,8 @@ def test_trimming_keeps_the_smaller_set_of_exemplars(memory: Memory, tmp_path: P
     memory.trim(6)
     assert memory.manifest == before
     memory.trim(1)
-    assert set(memory.classes.values()) == {2}  # a store keeps one of each class that it has
+    assert set(memory.classes.values()) == {1}
+    assert len(memory.manifest.stores) == 1
     with pytest.raises(UsageError, match="per_class=0 is not positive"):
         memory.trim(0)
 

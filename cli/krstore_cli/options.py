@@ -5,6 +5,7 @@ Every option can come from the environment too, as ``KRSTORE_`` and its long nam
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,14 +125,19 @@ def load_task_model(factory: str | None, weights: Path | None) -> torch.nn.Modul
     return load_module(factory, weights)
 
 
-def parse_settings(pairs: list[str]) -> dict[str, str]:
-    """Read ``key=value`` settings of a codec."""
-    settings = {}
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` settings; a value that is a JSON object is one."""
+    settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UsageError(f"--set {pair}: expected key=value")
         settings[key.strip()] = value.strip()
+        if value.strip().startswith("{"):
+            try:
+                settings[key.strip()] = json.loads(value)
+            except ValueError as error:
+                raise UsageError(f"--set {pair}: not JSON ({error})") from None
     return settings
 
 

@@ -95,13 +95,19 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
 
     kind: ClassVar = Kind.EXEMPLAR
     Config: ClassVar = ExemplarsConfig
+    embeds: ClassVar[bool] = True
+    """Whether `rank` looks at the embeddings."""
+
+    def validate(self, spec: SourceSpec) -> None:
+        """Refuse what the samples' own codec refuses."""
+        self._codec(spec).validate(spec)
 
     @abstractmethod
     def rank(self, embeddings: Embeddings, count: int, seed: int) -> Ids:
         """Choose among samples of one class.
 
         Args:
-            embeddings: of all of them (n, D), of length 1.
+            embeddings: of all of them (n, D), of length 1; (n, 0) where the codec does not look at them.
             count: how many, at most n.
             seed: of everything random.
 
@@ -217,7 +223,9 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
         ranked = []
         with context.progress.task("choose", len(classes), "classes") as task:
             for number, ids in enumerate(classes.values()):
-                embeddings = _embedded(given or source, ids, None if given is not None else context)
+                embeddings = np.empty((len(ids), 0), np.float32)
+                if self.embeds:
+                    embeddings = _embedded(given or source, ids, None if given is not None else context)
                 rows = self.rank(embeddings, min(limit, len(ids)), context.seed + number)
                 ranked.append(ids[rows])
                 task.advance()

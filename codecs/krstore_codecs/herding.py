@@ -41,6 +41,7 @@ class Random(Exemplars):
     """Samples drawn at random, without replacement."""
 
     name = "random"
+    embeds = False
 
     def rank(self, embeddings: Embeddings, count: int, seed: int) -> Ids:
         """Return `count` random rows."""

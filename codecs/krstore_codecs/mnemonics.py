@@ -22,7 +22,8 @@ from krstore.dtypes import numpy_dtype
 from krstore.errors import UsageError
 from krstore.source import Array, Held, Ids, Source
 from krstore.tensors import as_tensor
-from krstore_codecs._exemplars import Chosen, Embeddings, Exemplars, ExemplarsConfig
+from krstore_codecs._exemplars import Chosen, ExemplarsConfig
+from krstore_codecs.herding import Random
 
 __all__ = ["Mnemonics", "MnemonicsConfig"]
 
@@ -41,17 +42,13 @@ class MnemonicsConfig(ExemplarsConfig, frozen=True, kw_only=True):
     ] = None
 
 
-class Mnemonics(Exemplars):
+class Mnemonics(Random):
     """Random exemplars, trained so that a network that learns from them knows the class."""
 
     name = "mnemonics"
     scored = True
     Config: ClassVar = MnemonicsConfig
     presets: ClassVar = {"fast": {"epochs": 2, "outer_steps": 20, "steps": 5, "halve": 1}}
-
-    def rank(self, embeddings: Embeddings, count: int, seed: int) -> Ids:
-        """Return random rows to begin with."""
-        return np.random.default_rng(seed).permutation(len(embeddings))[:count]
 
     def fit(self, source: Source, context: FitContext) -> Chosen:
         """Choose exemplars and train them.
@@ -79,9 +76,11 @@ class Mnemonics(Exemplars):
 
 
 def _train(config: MnemonicsConfig, network: nn.Module, source: Source, ids: Ids, context: FitContext) -> Array:
-    """Return what exemplars become of samples (len(ids), *shape), in the source's dtype and range."""
+    """Return what exemplars become of samples (len(ids), *shape), in their dtype, and in the range that they had."""
     if source.labels is None:
         raise UsageError("codec mnemonics trains exemplars for their classes, and there are no labels")
+    if source.labels.min() < 0:
+        raise UsageError(f"codec mnemonics: label {source.labels.min()} is the place of no score")
     exemplars, labels = as_tensor(source.read(ids)).float(), torch.from_numpy(source.labels)
     _check_scores(network, exemplars[:1].to(context.device), int(labels.max()))
     trained = train_exemplars(

@@ -28,6 +28,7 @@ BLOCKS = "latent/images"
 _RIFF = struct.Struct("<4sI4s")
 CHANNELS = (1, 3)
 LARGEST_SIDE = 16383  # of the format
+LARGEST_AREA = 1 << 26  # beyond twice as many, Pillow refuses to open an image
 EFFORT = 50  # Pillow's quality of lossless images; 100 takes ten times as long for nothing
 
 
@@ -53,12 +54,10 @@ class _Images(Codec[WebPConfig, Source]):
     def validate(self, spec: SourceSpec) -> None:
         """Refuse all but uint8 images of one or three channels, and to go on without Pillow."""
         _pillow()
-        axis = _channel_axis(spec.shape)
-        sides = [side for number, side in enumerate(spec.shape) if number != axis]
-        if spec.dtype != "uint8" or len(sides) != 2 or max(sides) > LARGEST_SIDE:
+        if not _is_image(spec):
             raise UsageError(
                 f"codec {self.name}: samples {spec.shape} {spec.dtype}; expected uint8 images (H, W), (H, W, C) or "
-                f"(C, H, W) of 1 or 3 channels and at most {LARGEST_SIDE} positions a side"
+                f"(C, H, W) of 1 or 3 channels, at most {LARGEST_SIDE} positions a side and {LARGEST_AREA:,} in all"
             )
 
     def fit(self, source: Source, context: FitContext) -> Source:
@@ -83,7 +82,13 @@ class _Images(Codec[WebPConfig, Source]):
 
     @classmethod
     def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:
-        """Open the blocks."""
+        """Open the blocks.
+
+        Raises:
+            CorruptStoreError: the header is not of images.
+        """
+        if not _is_image(context.spec):
+            raise CorruptStoreError(f"samples {context.spec.shape} {context.spec.dtype} are no images")
         return _ImagesDecoder(payload, context)
 
     @abstractmethod
@@ -158,11 +163,18 @@ class _ImagesDecoder(Decoder):
             if (image.height, image.width) != sides:
                 raise CorruptStoreError(f"an image of {image.height}x{image.width}; expected {sides[0]}x{sides[1]}")
             pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, EOFError, ValueError, SyntaxError, _pillow().DecompressionBombError) as error:
             raise CorruptStoreError(f"an image is malformed: {error}") from error
         if self._axis is None:
             return pixels[:, :, 0]
         return np.moveaxis(pixels[:, :, : self._shape[self._axis]], 2, self._axis)
+
+
+def _is_image(spec: SourceSpec) -> bool:
+    axis = _channel_axis(spec.shape)
+    sides = [side for number, side in enumerate(spec.shape) if number != axis]
+    fits = len(sides) == 2 and max(sides) <= LARGEST_SIDE and sides[0] * sides[1] <= LARGEST_AREA
+    return spec.dtype == "uint8" and fits
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:

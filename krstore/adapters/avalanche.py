@@ -40,6 +40,7 @@ except ImportError:
 
 __all__ = ["FeatureReplay", "StoredExemplars"]
 
+PIL = "pil_image"  # an attribute of what is stored
 Batch = tuple[Tensor, Tensor]
 
 
@@ -116,8 +117,10 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         rng = np.random.default_rng([self._seed, exp.current_experience])
         chosen = [rng.permutation(ids)[: self._quota(len(classes))] for ids in own.values()]
         ids = np.concatenate(chosen)
-        loader = DataLoader(items.subset(ids.tolist()), batch_size=64, collate_fn=_as_stored)
-        self._memory.take(exp.current_experience, loader, labels[ids])
+        chosen_items = items.subset(ids.tolist())
+        loader = DataLoader(chosen_items, batch_size=64, collate_fn=_as_stored)
+        attributes = {PIL: not isinstance(chosen_items[0][0], Tensor)}
+        self._memory.take(exp.current_experience, loader, labels[ids], attributes)
         self.memory.trim(self._quota(len(classes)))
 
     def resize(self, strategy: Any, new_size: int) -> None:
@@ -190,21 +193,17 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         tasks = self.experience.dataset.targets_task_labels.uniques if _with_tasks(self.experience) else {0}
         if tasks != {0}:
             raise UsageError(f"task labels {sorted(tasks)}; features are replayed for one task, label 0")
-        loader = DataLoader(
-            self.experience.dataset.eval(), batch_size=self.eval_mb_size, num_workers=num_workers,
-            collate_fn=self._extracted,
-        )  # fmt: skip
+        loading: dict[str, Any] = {"num_workers": num_workers, "collate_fn": _stacked}
+        every = DataLoader(self.experience.dataset.eval(), batch_size=self.eval_mb_size, **loading)
         number = self.experience.current_experience
         earlier = self._memory.samples(before=number)
-        store = self._memory.take(number, (x for x, _ in loader), _labels(self.experience))
+        store = self._memory.take(number, (x for x, _ in _Extracted(every, self.features)), _labels(self.experience))
         arguments = {"device": self.device, "seed": self._seed, "cache_bytes": self._cache_bytes}
         old = None if earlier is None else Replay(earlier, balance=self._balance, **arguments)
-        new: DataLoader[Any] | Replay = store.replay(self.train_mb_size, **arguments)
+        new: _Extracted | Replay = store.replay(self.train_mb_size, **arguments)
         if not self._through_codec:
-            new = DataLoader(
-                self.experience.dataset.train(), batch_size=self.train_mb_size, num_workers=num_workers, shuffle=True,
-                collate_fn=self._extracted,
-            )  # fmt: skip
+            train = self.experience.dataset.train()
+            new = _Extracted(DataLoader(train, batch_size=self.train_mb_size, shuffle=True, **loading), self.features)
         share = self._share
         if share is None:
             share = len(old) / (len(old) + len(store)) if old else 0.0
@@ -213,14 +212,13 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
     def forward(self) -> Any:
         """Return the scores of a batch: of features while training, of images otherwise."""
         if not self.is_training:
-            with torch.no_grad():
-                self.mbatch[0] = self.extractor(self.mb_x)
+            self.mbatch[0] = self.features(self.mb_x)
         return super().forward()
 
-    def _extracted(self, items: Sequence[Any]) -> Batch:
-        with torch.no_grad():
-            features = self.extractor(torch.stack([item[0] for item in items]).to(self.device))
-        return features, torch.tensor([int(item[1]) for item in items])
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features of images (B, ...), on the strategy's device."""
+        return torch.as_tensor(self.extractor(x.to(self.device)))
 
 
 class _Experiences:
@@ -249,13 +247,15 @@ class _Experiences:
         samples = self.samples(before)
         return set() if samples is None else set(samples.labels.tolist())
 
-    def take(self, number: int, batches: Iterable[Tensor], labels: Ids) -> Store:
+    def take(
+        self, number: int, batches: Iterable[Tensor], labels: Ids, attributes: Mapping[str, Any] | None = None
+    ) -> Store:
         """Encode an experience's samples into a store, in the place of any of it or of later ones."""
         stale = [entry for entry, store in self._entries() if _experience(store) >= number]
         kept = [store for _, store in self._entries() if _experience(store) < number]
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "samples.h5"
-            _write(archive, batches, labels, number)
+            _write(archive, batches, labels, number, attributes or {})
             store = encode(
                 archive, Path(folder) / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
                 decoder=kept[0] if kept and self._codec.shares_decoder else None, **self._encoding,
@@ -280,7 +280,7 @@ class _Items(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         stored = self._samples.read(np.array([index]))[0]
-        image = stored.dtype == np.uint8
+        image = bool(self._samples.spec.attributes.get(PIL))
         item: Any = as_tensor(stored)
         if image and self._transform is not None:
             from PIL import Image
@@ -291,10 +291,24 @@ class _Items(Dataset[Any]):
         return item if self._transform is None else self._transform(item), int(self._samples.labels[index])
 
 
+class _Extracted:
+    """The features of a loader's images, computed in the process that takes them."""
+
+    def __init__(self, loader: DataLoader[Any], extract: Callable[[Tensor], Tensor]) -> None:
+        self._loader, self._extract = loader, extract
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for x, y in self._loader:
+            yield self._extract(x), y
+
+
 class _Mixed:
     """The batches of an epoch each time that it is iterated: (x, y), and task labels where Avalanche wants them."""
 
-    def __init__(self, new: DataLoader[Any] | Replay, old: Replay | None, share: float, with_tasks: bool) -> None:
+    def __init__(self, new: _Extracted | Replay, old: Replay | None, share: float, with_tasks: bool) -> None:
         self._new, self._old, self._share, self._with_tasks = new, old, share, with_tasks
 
     def __len__(self) -> int:
@@ -307,19 +321,23 @@ class _Mixed:
             yield [x, y, torch.zeros_like(y)] if self._with_tasks else [x, y]
 
 
-def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int) -> None:
+def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any]) -> None:
     """Write samples as an archive; the first batch tells of what shape and dtype they are."""
     remaining = iter(batches)
     first = as_array(next(remaining).cpu())
     rank = first.ndim - 1
     spec = SourceSpec(
-        samples=len(labels), shape=first.shape[1:], dtype=first.dtype.name,
-        channel_axis=2 if rank == 3 and first.dtype == np.uint8 else default_channel_axis(rank),
+        samples=len(labels), shape=first.shape[1:], dtype=first.dtype.name, attributes=attributes,
+        channel_axis=2 if rank == 3 and attributes.get(PIL) else default_channel_axis(rank),
     )  # fmt: skip
     with write_archive(path, spec, {"labels": labels, "task": np.full(len(labels), experience)}) as writer:
         writer.append(first)
         for batch in remaining:
             writer.append(as_array(batch.cpu()))
+
+
+def _stacked(items: Sequence[Any]) -> Batch:
+    return torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
 
 
 def _as_stored(items: Sequence[Any]) -> Tensor:

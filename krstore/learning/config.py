@@ -12,11 +12,12 @@ import msgspec
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 
-__all__ = ["PRESETS", "Adjusting", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
+__all__ = ["PRESETS", "Adjusting", "Finetuning", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
 
 PRESETS = ("fast", "paper")
 RATES = {"ratio", "budget"}
-SELECTION = {"exemplars", "per_class", "total"}
+COUNTS = {"per_class", "total"}
+SELECTION = {"exemplars", *COUNTS}
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -44,6 +45,14 @@ class Training(_Options, frozen=True, kw_only=True):
     momentum: NotNegative = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 5e-4
+
+
+class Finetuning(Training, frozen=True, kw_only=True):
+    """SGD or Adam over some epochs; the defaults are the mnemonics paper's."""
+
+    epochs: Annotated[int, msgspec.Meta(ge=0)] = 50
+    learning_rate: NotNegative = 0.01
+    milestones: tuple[int, ...] = ()
 
 
 class Adjusting(_Options, frozen=True, kw_only=True):
@@ -99,9 +108,10 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     through_codec: bool | None = None
 
     @property
-    def selective(self) -> bool:
-        """Whether exemplars are asked for by name or number."""
-        return any(value is not None for value in (self.exemplars, self.per_class, self.total))
+    def asked_for(self) -> bool:
+        """Whether anything says that there is to be a memory, or how large."""
+        said = (self.codec, self.ratio, self.budget, self.exemplars, self.per_class, self.total)
+        return any(value is not None for value in said)
 
 
 class RunConfig(_Options, frozen=True, kw_only=True):
@@ -119,8 +129,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`; only images are cropped.
         base_training, training: of the first task, and of those that follow.
-        finetuning: from the second task on, train once more, on what the memory holds alone, by cross-entropy:
-            exemplars are balanced where a task is not (mnemonics paper, Sec. 4.3); `None` for not.
+        finetuning: from the second task on, train once more, on what the memory holds alone: exemplars are balanced
+            where a task is not (mnemonics paper, Sec. 4.3); `None` for not.
         transfer: from the second task on, leave the convolutions as the first one made them, and train a factor for
             each of their kernels instead, and all else (weight transfer, as in the mnemonics paper).
         memory: of learners that have one.
@@ -146,7 +156,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     crop: Annotated[int, msgspec.Meta(ge=0)] = 4
     base_training: Training = Training()
     training: Training = Training()
-    finetuning: Training | None = None
+    finetuning: Finetuning | None = None
     transfer: bool = False
     memory: MemoryConfig = MemoryConfig()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
@@ -197,9 +207,12 @@ def build_run_config(
 
 def _left(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a preset says of the memory, less what stands or falls with what is named instead."""
-    if own.get("codec") not in (None, preset.get("codec")) or ("codec" in preset and own.keys() & SELECTION):
+    if "codec" in preset and (own.get("codec", preset["codec"]) != preset["codec"] or own.keys() & SELECTION):
         return {}  # rate and settings are of the preset's codec
-    return {name: value for name, value in preset.items() if name not in RATES or not own.keys() & RATES}
+    left_out = {name for names in (RATES, COUNTS) if own.keys() & names for name in names}
+    if own.keys() & RATES and "codec" not in own:
+        left_out |= COUNTS  # as many exemplars as fit
+    return {name: value for name, value in preset.items() if name not in left_out}
 
 
 def _given(file: str | Path | None, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krstore.errors import UsageError
+from krstore.errors import ConfigError, UsageError
 from krstore.files import atomic_path
 from krstore.inputs import Inputs
 from krstore.learning.config import RunConfig, Training
@@ -99,19 +98,26 @@ class _Run:
         )
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
+        self.learner = method(config.options, self.network, config.seed)
+        self.learner.mirrored = config.flip
+        if self.learner.own_classifier:
+            self.network.forget_classifier()
         self.given = self.network.classes
         if self.given not in (0, self.scenario.tasks[0].stop):
             raise UsageError(
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
-        self.learner = method(config.options, self.network, config.seed)
         self.recall: Recall | None = None
-        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.selective):
+        if config.transfer and not method.transferable:
+            raise ConfigError(f"transfer=true: {config.method} holds on to weights by their names; leave it out")
+        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.asked_for):
             self.recall = Recall(
                 config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
             self.recall.check(len(self.result.steps))
+        elif config.finetuning is not None:
+            raise ConfigError(f"finetuning is on what a memory holds, and this run of {config.method} has none")
 
     def run(self) -> RunResult:
         """Do the steps that are left."""
@@ -172,7 +178,7 @@ class _Run:
             self.recall.adjust(task, self._seeing)
             known = self.recall.memory.samples
             if self.config.finetuning is not None and not first:
-                self._train(task, self.config.finetuning, self._alone(task, known), self._cross_entropy)
+                self._train(task, self.config.finetuning, self._alone(task, known), learner.exemplar_losses)
             learner.remember(lambda count=None: self._batches(known))
 
     def _some(self, samples: Subset, count: int | None) -> Subset:
@@ -220,9 +226,6 @@ class _Run:
             held(samples), None, first_new=task.first, batch_size=self.config.finetuning.batch_size,
             seed=1000 * self.config.seed + task.number, prepare=self.prepare, augment=self.augment, device=self.device,
         )  # fmt: skip
-
-    def _cross_entropy(self, batch: Batch) -> dict[str, Tensor]:
-        return {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
 
     def _train(
         self, task: Task, training: Training, stream: Stream,

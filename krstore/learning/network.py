@@ -32,8 +32,9 @@ class CosineHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def cosines(self, embedded: Tensor) -> Tensor:
-        """Return the cosines (B, classes)."""
-        return F.linear(F.normalize(embedded), F.normalize(self.weight))
+        """Return the cosines (B, classes), float32 under autocast too: margins of some hundredths matter."""
+        with torch.autocast(embedded.device.type, enabled=False):
+            return F.linear(F.normalize(embedded.float()), F.normalize(self.weight))
 
     def forward(self, embedded: Tensor) -> Tensor:
         """Return the logits."""
@@ -74,6 +75,12 @@ class Network(nn.Module):
                 else:
                     value.copy_(old)
         self.classes = classes
+
+    def forget_classifier(self) -> None:
+        """Go back to before the first class."""
+        with torch.device(self.head.weight.device):
+            self.head = self._classifier(self.width, 1)
+        self.classes = 0
 
     def transfer(self) -> None:
         """Leave the body's convolutions as they are, but for a factor for each of their kernels.

@@ -18,6 +18,7 @@ from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
+from krstore.memory.reshape import storage
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
@@ -27,6 +28,8 @@ from krstore.store.writer import encode
 __all__ = ["Recall"]
 
 ADJUSTED = "adjusted_after_task"
+SAID = {"codec": "codec", "codec_preset": "preset", "codec_settings": "settings", "per_class": "per_class",
+        "total": "total"}  # fmt: skip
 ENTRY_BYTES, CLASS_BYTES = 700, 24  # of the manifest, a store and a class of it
 
 
@@ -60,6 +63,10 @@ class Recall:
             own = {"codec": config.codec, "codec_preset": preset, "codec_settings": config.settings}
             self._settings = {**{key: value for key, value in own.items() if value}, **config.exemplar_settings}
             name, preset = self._selection, None
+        if self._selection is not None and config.update in ("merge", "double"):
+            raise ConfigError(f"memory: update={config.update} would choose among exemplars again; they are appended")
+        for option in sorted(config.exemplar_settings.keys() & SAID.keys()):
+            raise ConfigError(f"memory: exemplar_settings has {option}; say memory.{SAID[option]} instead")
         if config.adjust is not None and self._selection is None:
             raise ConfigError("memory: adjust trains exemplars; name some (exemplars, per_class or total)")
         if config.adjust is not None and config.codec is not None and not get_sample_codec(config.codec).lossless:
@@ -75,6 +82,7 @@ class Recall:
         if self.through_codec and self._selection is not None:
             raise ConfigError("memory: exemplars need through_codec=false; all of a task cannot pass through the codec")
         self._folder = folder.parent
+        self._quota(scenario.classes)
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
 
     def check(self, steps: int) -> None:
@@ -150,8 +158,9 @@ class Recall:
                 rows = np.flatnonzero(samples.store_of == number)
                 spec = replace(samples.spec, samples=len(rows), attributes={ADJUSTED: task.number})
                 held = Held(spec, values[rows], samples.labels[rows], None)
-                codec = str(store.config["codec"] if store.header.kind == "exemplar" else store.codec)
-                stores.append(encode(held, Path(folder) / f"{number}.krs", codec, device=self._device))
+                codec, settings = storage(store)
+                path = Path(folder) / f"{number}.krs"
+                stores.append(encode(held, path, codec, settings=settings, device=self._device))
             memory.replace([entry for entry, _ in old], stores)
 
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:

@@ -122,8 +122,9 @@ def hold_out(
         what is left of each part, and what was taken from each.
     """
     classes = [class_indices(part.labels) for part in parts]
-    fewest = min((len(rows) for own in classes for label, rows in own.items() if label < first), default=0)
-    each = min(max(1, int(share * fewest)), fewest - 1)
+    counts = {label: len(rows) for own in classes for label, rows in own.items()}
+    fewest = min((count for label, count in counts.items() if label < first), default=0)
+    each = min(max(1, int(share * fewest)), min(counts.values(), default=0) - 1)
     if each < 1:
         return list(parts), []
     rng, left, taken = np.random.default_rng(seed), [], []

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from krstore.memory.manifest import Entry
     from krstore.memory.memory import Memory
 
-__all__ = ["merge", "shrink", "trim"]
+__all__ = ["merge", "shrink", "storage", "trim"]
 
 ENTRY_SLACK = 400  # bytes by which an entry of the manifest may grow
 
@@ -109,6 +109,7 @@ def merge(
     asked = {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse}
     target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     chosen = codec or Counter({e.codec: e.samples for e in entries}).most_common(1)[0][0]
+    _check_dense(chosen, "merged")
     if len(entries) == 1 and not (entries[0].dropped or target or preset or settings) and chosen == entries[0].codec:
         return entries[0]
     if not target and not get_sample_codec(chosen).lossless:
@@ -167,6 +168,7 @@ def shrink(
         shrunk = []
         for entry, store in zip(entries, memory.stores, strict=True):
             chosen = codec or entry.codec
+            _check_dense(chosen, "shrunk")
             if get_sample_codec(chosen).lossless:
                 raise UsageError(
                     f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
@@ -184,7 +186,7 @@ def shrink(
 
 
 def trim(memory: Memory, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
-    """Keep at most `per_class` samples of each class: the first ones of a store, as many of each store that has some.
+    """Keep at most `per_class` samples of each class: the first ones of a store, shared by the stores that have some.
 
     Of exemplars, which lie in the order of their worth, these are the smaller set. They are stored again with what they
     were stored with; nothing is lost but by a lossy codec. An interrupted call is taken up.
@@ -195,37 +197,57 @@ def trim(memory: Memory, per_class: int, *, seed: int = 0, progress: Progress = 
     if per_class < 1:
         raise UsageError(f"per_class={per_class} is not positive; krstore.Memory.drop forgets whole classes")
     holders = Counter(label for entry in memory.manifest.stores for label in entry.live)
+    before: Counter[int] = Counter()  # how many of a class's stores have had their share
     old, new = [], []
     with memory.folder.working(_folder("trim", memory.manifest.stores, per_class, seed)) as folder:
         for entry, store in zip(memory.manifest.stores, memory.stores, strict=True):
             samples = MemorySamples(memory.path, [store], [entry.dropped])
-            own = class_indices(samples.labels).items()
-            kept = np.sort(np.concatenate([ids[: max(1, per_class // holders[label])] for label, ids in own]))
+            parts = []
+            for label, ids in class_indices(samples.labels).items():
+                share, more = divmod(per_class, holders[label])
+                parts.append(ids[: share + (before[label] < more)])
+                before[label] += 1
+            kept = np.sort(np.concatenate(parts))
             if len(kept) == len(samples):
                 continue
-            codec = get_sample_codec(store.config.get("codec", "raw") if _exemplars(entry) else entry.codec)
-            path = folder / f"{entry.name}.krs"
+            old.append(entry)
+            if not len(kept):
+                continue
+            name, settings = storage(store)
+            codec, path = get_sample_codec(name), folder / f"{entry.name}.krs"
             if not path.exists():
                 size: dict[str, Any] = {} if codec.lossless else {"max_bytes": _share(store, len(kept) / len(store))}
                 decoder = store if codec.shares_decoder and store.codec == codec.name else None
                 encode(
-                    Subset(samples, kept), path, codec.name, device=memory.device, seed=seed, decoder=decoder,
-                    resume=True, progress=progress, **size,
+                    Subset(samples, kept), path, name, settings=settings, device=memory.device, seed=seed,
+                    decoder=decoder, resume=True, progress=progress, **size,
                 )  # fmt: skip
-            old.append(entry)
             new.append(Store(path))
         if old:
             memory.replace(old, new)
+
+
+def storage(store: Store) -> tuple[str, dict[str, Any]]:
+    """Return the codec that a store's samples are stored with, and its settings: of exemplars, the codec within."""
+    if store.header.kind != "exemplar":
+        return store.codec, dict(store.config)
+    name, preset = str(store.config.get("codec", "raw")), store.config.get("codec_preset")
+    given = {} if preset is None else dict(get_sample_codec(name).presets[preset])
+    return name, {**given, **store.config.get("codec_settings", {})}
+
+
+def _check_dense(codec: str, done: str) -> None:
+    if get_sample_codec(codec).kind is Kind.EXEMPLAR:
+        raise UsageError(
+            f"exemplars (codec {codec}) are not {done}, which would choose among them again; trim them to fewer "
+            "(krstore memory trim), or name a codec that keeps all it is given"
+        )
 
 
 def _share(store: Store, share: float) -> int:
     """Return the bytes of a store with this share of its samples: what is theirs alone shrinks."""
     fixed = store.bytes.network + store.bytes.labels + store.bytes.overhead
     return fixed + math.ceil(store.bytes.latent * share)
-
-
-def _exemplars(entry: Entry) -> bool:
-    return get_sample_codec(entry.codec).kind is Kind.EXEMPLAR
 
 
 def _folder(what: str, *told: object) -> str:

@@ -189,6 +189,7 @@ def test_choosing_by_a_network(tmp_path: Path) -> None:
         ({"max_mse": 9.0}, "max_mse=9 says nothing of how many"),
         ({"settings": {"codec": "random"}}, "codec=random keeps exemplars itself"),
         ({"settings": {"codec": "rwa"}}, "rwa"),
+        ({"settings": {"codec": "pq", "codec_settings": {"subvectors": 7}}}, "subvectors"),
         ({"settings": {"codec": "transform", "codec_settings": {"widht": 3}}}, "widht"),
     ],
 )

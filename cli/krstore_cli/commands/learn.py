@@ -47,9 +47,7 @@ def learn(
     exemplars: Annotated[
         str | None, option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans.")
     ] = None,
-    adjust: Annotated[
-        bool, option("--adjust/--no-adjust", help="Train old exemplars against each other after each task.")
-    ] = False,
+    adjust: Annotated[bool, option("--adjust", help="Train old exemplars against each other after each task.")] = False,
     ratio: Ratio = None,
     budget: Annotated[
         int | None,

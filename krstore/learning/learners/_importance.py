@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import torch
@@ -39,6 +39,8 @@ class ImportanceConfig(LearnerConfig, frozen=True, kw_only=True):
 
 class ImportanceLearner(Learner):
     """Cross-entropy, and a quadratic pull towards the weights after the last task, by their importance."""
+
+    transferable: ClassVar = False
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ class SampleBatches(Protocol):
 class Rehearsal(Enum):
     """What of earlier tasks a learner sees: nothing, what its memory replays, or, as upper bounds do, all of it.
 
-    With `OPTIONAL` it sees what a memory replays where the run is given exemplars, and nothing otherwise.
+    With `OPTIONAL` it sees what a memory replays where the run asks for one, and nothing otherwise.
     """
 
     NOTHING = "nothing"
@@ -68,6 +68,10 @@ class Learner(ABC):
 
     Attributes:
         cosine: whether it needs a classifier of cosines.
+        transferable: whether weights may be replaced by factors of them (`krstore.learning.network.Network.transfer`).
+        own_classifier: whether it cannot use a classifier that was trained by cross-entropy, so that the first task is
+            trained even where such a one is given.
+        mirrored: whether training samples are mirrored; set by the harness.
         held_out: this share of what the memory has of each old class, and as many samples of each new one, are not
             trained on but given to `calibrate`; from the second task on.
 
@@ -79,8 +83,11 @@ class Learner(ABC):
     summary: ClassVar[str]
     rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
     cosine: ClassVar[bool] = False
+    transferable: ClassVar[bool] = True
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     held_out: float = 0.0
+    own_classifier: bool = False
+    mirrored: bool = True
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
         try:
@@ -115,6 +122,10 @@ class Learner(ABC):
 
     def calibrate(self, samples: SampleBatches) -> None:
         """Fit what is fitted to samples that were held out, when the task has been trained on."""
+
+    def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of the loss of fine-tuning on what the memory holds alone."""
+        return {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
 
     def end_step(self, task: Task, samples: SampleBatches) -> None:
         """Draw from a task what later ones need, while its samples are there."""

@@ -1,8 +1,9 @@
 """BiC: large scale incremental learning (Wu et al., CVPR 2019).
 
 Stage 1 (Eqs. 1 to 3): lambda L_kd + (1 - lambda) L_ce, lambda = C_old / C, T = 2, against the last network's
-*corrected* outputs. Stage 2 (Eqs. 4 and 5): all else fixed, the new classes' outputs become alpha q + beta, fitted to a
-balanced set that stage 1 has not seen; the pair of a task stays as it is from then on.
+*corrected* outputs, the pairs of old tasks applied on both sides. Stage 2 (Eqs. 4 and 5): all else fixed, the new
+classes' outputs become alpha q + beta, fitted to a balanced set that stage 1 of the task has not seen; the pair of a
+task stays as it is from then on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from krstore.learning.streams import Batch
 
 __all__ = ["BiC", "BiCConfig", "corrected", "fit_bias"]
 
-ITERATIONS = 200
+STEPS, RATE = 200, 0.01
 
 
 class BiCConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -57,7 +58,7 @@ class BiC(DistillingLearner):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the two terms of stage 1."""
-        logits = self.network(batch.x)
+        logits = corrected(self.network(batch.x), self._pairs)  # the new classes' pairs are neutral until stage 2
         ce = F.cross_entropy(logits, batch.y)
         if self._teacher is None:
             return {"ce": ce}
@@ -78,6 +79,10 @@ class BiC(DistillingLearner):
         """Return corrected logits."""
         return corrected(self.network(x), self._pairs)
 
+    def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross-entropy of corrected logits."""
+        return {"ce": F.cross_entropy(self.predict(batch.x), batch.y)}
+
     def state(self) -> dict[str, Tensor]:
         """Return the pairs, one a class."""
         return {"pairs": self._pairs}
@@ -94,19 +99,20 @@ def corrected(logits: Tensor, pairs: Tensor) -> Tensor:
 
 
 def fit_bias(logits: Tensor, y: Tensor, first: int) -> Tensor:
-    """Return the (alpha, beta) for the classes from `first` on at which the cross-entropy of logits (B, C) is least.
+    """Return the (alpha, beta) for the classes from `first` on that 200 steps of Adam on the cross-entropy find.
 
-    Of two numbers on fixed outputs that is a smooth problem, solved by L-BFGS; the authors run SGD.
+    From (1, 0), of all samples at once: where a few samples are told apart the optimum is at infinity, and the authors
+    too train for 200 epochs and no further.
+
+    Args:
+        logits, y: of the samples (B, C) and (B,).
     """
     pair = torch.tensor([1.0, 0.0], device=logits.device, requires_grad=True)
-    solver = torch.optim.LBFGS([pair], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = F.cross_entropy(torch.cat([logits[:, :first], logits[:, first:] * pair[0] + pair[1]], 1), y)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
+    optimiser = torch.optim.Adam([pair], RATE)
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        for _ in range(STEPS):
+            scaled = torch.cat([logits[:, :first], logits[:, first:] * pair[0] + pair[1]], 1)
+            optimiser.zero_grad()
+            F.cross_entropy(scaled, y).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
     return pair.detach()

@@ -46,6 +46,10 @@ class ICaRL(DistillingLearner):
 
     _means: Tensor | None = None
 
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.own_classifier = self.config.loss == "bce"
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss, in the form asked for."""
         logits = self.network(batch.x)
@@ -59,7 +63,13 @@ class ICaRL(DistillingLearner):
 
     def remember(self, exemplars: SampleBatches) -> None:
         """Take the means of the exemplars."""
-        self._means = exemplar_means(self.network.body, exemplars, self._stop)
+        self._means = exemplar_means(self.network.body, exemplars, self._stop, mirrored=self.mirrored)
+
+    def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of the kind asked for, without a teacher."""
+        if self.config.loss == "bce":
+            return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
+        return super().exemplar_losses(batch)
 
     def predict(self, x: Tensor) -> Tensor:
         """Return scores of the kind that was asked for."""
@@ -77,7 +87,9 @@ class ICaRL(DistillingLearner):
 
 
 def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
-    """Return the binary cross-entropy of logits (B, C), the mean over samples and classes.
+    """Return the binary cross-entropy of logits (B, C), the mean over samples and the classes seen.
+
+    The authors' code divides by all classes that will ever come, seen or not.
 
     Args:
         y: labels (B,); of samples of old classes, only what the teacher says of them counts.
@@ -90,14 +102,14 @@ def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
 
 
 @torch.no_grad()
-def exemplar_means(body: torch.nn.Module, exemplars: SampleBatches, classes: int) -> Tensor:
+def exemplar_means(body: torch.nn.Module, exemplars: SampleBatches, classes: int, *, mirrored: bool = True) -> Tensor:
     """Return the means (classes, D), of length 1, of the embeddings of exemplars and of their mirror images.
 
     Embeddings are of length 1 before they are averaged; only samples (C, H, W) are mirrored.
     """
     sums: Tensor | None = None
     for x, y in exemplars():
-        for shown in (x, x.flip(3)) if x.ndim == 4 else (x,):
+        for shown in (x, x.flip(3)) if mirrored and x.ndim == 4 else (x,):
             embedded = F.normalize(body(shown).float())
             if sums is None:
                 sums = embedded.new_zeros(classes, embedded.shape[1])

@@ -1,7 +1,7 @@
 """LwF: learning without forgetting (Li and Hoiem, ECCV 2016).
 
 L = L_ce over the new classes + lambda L_kd over the old ones, T = 2. With exemplars, which the paper has none of, L_ce
-is over all classes seen: the "LwF" of the mnemonics paper's tables has them.
+of a batch that has old samples is over all classes seen: the "LwF" of the mnemonics paper's tables has them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,13 @@ class LwFMC(DistillingLearner):
     summary = "LwF as iCaRL compares with it: one sigmoid a class, distilled"
     rehearsal: ClassVar = Rehearsal.OPTIONAL
 
+    own_classifier = True
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the binary cross-entropy."""
         taught = None if self._teacher is None else self.taught(batch.x)
         return {"bce": binary_loss(self.network(batch.x), batch.y, taught)}
+
+    def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the binary cross-entropy without a teacher."""
+        return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
