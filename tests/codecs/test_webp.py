@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import struct
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from payloads import MemoryPayload
 
 import krstore
-from krstore.errors import UsageError
+from krstore.codec import OpenContext
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.testing import ArraySource
+from krstore_codecs.webp import WebP
 
-pytest.importorskip("PIL")
+Image = pytest.importorskip("PIL.Image")
 
 
 def smooth(shape: tuple[int, ...], channels: int) -> np.ndarray:
@@ -21,6 +28,12 @@ def smooth(shape: tuple[int, ...], channels: int) -> np.ndarray:
     y, x = np.mgrid[: shape[0], : shape[1]]
     values = 128 + 4 * (slopes[:, 0] * y[..., None] + slopes[:, 1] * x[..., None]) + rng.normal(size=(40, *shape, 1))
     return values.clip(0, 255).astype(np.uint8)
+
+
+def small_image() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(file, "WEBP")
+    return file.getvalue()[12:]
 
 
 @pytest.mark.parametrize(("channels", "axis"), [(3, 2), (3, 0), (1, 2), (1, None)])
@@ -39,6 +52,25 @@ def test_a_target_sets_the_quality(tmp_path: Path) -> None:
     assert small.ratio >= 14
     assert 6 <= large.ratio < 14
     assert 0 < large.quality.mse < small.quality.mse < 100
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (b"VP8L" + struct.pack("<IBI", 5, 0x2F, 16382 | 16382 << 14), "malformed|expected"),  # an image of 268 Mpx
+        (small_image(), "an image of 4x8; expected 8x8"),
+        (b"not an image", "malformed"),
+    ],
+)
+def test_images_that_are_not_what_they_should_be(file: bytes, message: str) -> None:
+    payload = MemoryPayload()
+    payload.write_blocks("latent/images", 1, [msgspec.msgpack.encode([file])])
+    spec = ArraySource(np.zeros((1, 8, 8, 3), np.uint8)).spec
+    context = OpenContext(spec=spec, kept=1, labels=None, device="cpu")
+    with pytest.raises(CorruptStoreError, match=message):
+        WebP.open(payload, context).decode(np.array([0]))
+    with pytest.raises(CorruptStoreError, match="are no images"):
+        WebP.open(payload, replace(context, spec=replace(spec, dtype="float32")))
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((4, 8, 8), "uint8"), ((3, 8, 8), "float32"), ((8,), "uint8")])
