@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 EXTRAS = {"pq": "faiss", "webp": "PIL", "webp_lossless": "PIL"}
 ACCEPTED: dict[str, dict[str, Any]] = {
-    name: {"shapes": ((3, 16, 16), (16, 18, 1), (20, 18)), "dtypes": ("uint8",)} for name in ("webp", "webp_lossless")
+    name: {"shapes": ((3, 16, 16),), "dtypes": ("uint8",)} for name in ("webp", "webp_lossless")
 }
 
 
