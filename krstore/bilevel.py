@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from krstore.source import SourceSpec
+from krstore.source import Array, SourceSpec
 
-__all__ = ["Units", "meta_gradient", "train_exemplars"]
+__all__ = ["Units", "as_stored", "meta_gradient", "train_exemplars"]
 
 Weights = Mapping[str, Tensor]
 
@@ -79,6 +81,12 @@ def train_exemplars(
         )
         trained = torch.clamp(trained - rate * gradient, low, high)
     return units.raw(trained)
+
+
+def as_stored(exemplars: Tensor, dtype: np.dtype[Any]) -> Array:
+    """Return trained exemplars in the dtype of the samples, rounded where that is of integers."""
+    values = exemplars.cpu().numpy()
+    return (np.rint(values) if dtype.kind in "ui" else values).astype(dtype)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from krstore.errors import ArchiveError
 from krstore.progress import SILENT, Progress
 
 __all__ = [
+    "CHUNK_BYTES",
     "Array",
     "Held",
     "Ids",

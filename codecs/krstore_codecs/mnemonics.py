@@ -3,7 +3,7 @@
 Liu et al., "Mnemonics training: multi-class incremental learning without forgetting", CVPR 2020, Sec. 4.3, Eqs. 7 to 9:
 exemplars begin as a random subset, and follow the gradient of the loss that a temporary network, trained on them for a
 few steps, has on all samples (`krstore.bilevel`). The authors' released code does otherwise. Gradients of a mean loss
-are small: at the paper's rate of 0.01 exemplars move by less than a grey level, so choose one on a validation split.
+are small, and at the paper's rate exemplars move by little: choose one on a validation split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.bilevel import Units, train_exemplars
+from krstore.bilevel import Units, as_stored, train_exemplars
 from krstore.codec import FitContext
 from krstore.dtypes import numpy_dtype
 from krstore.errors import UsageError
@@ -88,9 +88,8 @@ def _train(config: MnemonicsConfig, network: nn.Module, source: Source, ids: Ids
         network, exemplars.to(context.device), labels[ids].to(context.device),
         _batches(config, source, labels, context), Units.of(source.spec, exemplars), steps=config.steps,
         inner_rate=config.inner_rate,
-    ).cpu().numpy()  # fmt: skip
-    dtype = numpy_dtype(source.spec.dtype)
-    return (np.rint(trained) if dtype.kind in "ui" else trained).astype(dtype)
+    )  # fmt: skip
+    return as_stored(trained, numpy_dtype(source.spec.dtype))
 
 
 def _batches(

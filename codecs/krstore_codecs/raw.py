@@ -24,9 +24,10 @@ from krstore.codec import Codec, Decoder, FitContext, OpenContext, PayloadSink
 from krstore.config import CodecConfig
 from krstore.dtypes import numpy_dtype
 from krstore.errors import CorruptStoreError
-from krstore.source import Array, Ids, Source, chunks
+from krstore.source import Array, Ids, Source
 from krstore.store.blocks import BlockReader
 from krstore.store.container import MemberReader
+from krstore_codecs._pieces import pieces
 
 __all__ = ["Raw", "RawConfig"]
 
@@ -69,13 +70,8 @@ class Raw(Codec[RawConfig, Source]):
 
     def _blocks(self, source: Source) -> Iterator[bytes]:
         compressor = zstandard.ZstdCompressor(level=self.config.level)
-        size = self._block_samples(source)
-        rows = max(1, (16 << 20) // (source.spec.sample_bytes * size)) * size
-        with self._progress.task("encode", source.spec.samples) as task:
-            for ids, features in chunks(source, rows * source.spec.sample_bytes):
-                for start in range(0, len(ids), size):
-                    yield _pack_words(features[start : start + size], compressor)
-                task.advance(len(ids))
+        for samples in pieces(source, self._block_samples(source), self._progress):
+            yield _pack_words(samples, compressor)
 
     @classmethod
     def open(cls, payload: MemberReader, context: OpenContext) -> Decoder:

@@ -18,9 +18,10 @@ from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, Payload
 from krstore.config import CodecConfig
 from krstore.errors import CorruptStoreError, MissingExtraError, UsageError
 from krstore.progress import Progress
-from krstore.source import Array, Ids, Source, SourceSpec, chunks
+from krstore.source import Array, Ids, Source, SourceSpec
 from krstore.store.blocks import BlockReader, samples_per_block
 from krstore.store.container import MemberReader
+from krstore_codecs._pieces import pieces
 
 __all__ = ["WebP", "WebPConfig", "WebPLossless"]
 
@@ -29,7 +30,7 @@ _RIFF = struct.Struct("<4sI4s")
 CHANNELS = (1, 3)
 LARGEST_SIDE = 16383  # of the format
 LARGEST_AREA = 1 << 26  # beyond twice as many, Pillow refuses to open an image
-EFFORT = 50  # Pillow's quality of lossless images; 100 takes ten times as long for nothing
+EFFORT = 50  # Pillow's quality of lossless images: not what is lost but the time that is taken
 
 
 Method = Annotated[int, msgspec.Meta(ge=0, le=6, description="libwebp's effort: higher is slower, mostly smaller")]
@@ -44,7 +45,7 @@ class WebPConfig(CodecConfig, frozen=True, kw_only=True):
 class WebPLosslessConfig(WebPConfig, frozen=True, kw_only=True):
     """Options of lossless WebP."""
 
-    method: Method = 2  # of images of 32x32, 2 makes the smallest
+    method: Method = 2  # images of exemplars are small, and more effort does not make them smaller
 
 
 class _Images(Codec[WebPConfig, Source]):
@@ -70,13 +71,8 @@ class _Images(Codec[WebPConfig, Source]):
         axis, per_block = _channel_axis(fitted.spec.shape), samples_per_block(fitted.spec.sample_bytes / 2)
 
         def blocks() -> Iterator[bytes]:
-            with self._progress.task("encode", fitted.spec.samples) as task:
-                rows = max(per_block, (16 << 20) // fitted.spec.sample_bytes // per_block * per_block)
-                for ids, images in chunks(fitted, rows * fitted.spec.sample_bytes):
-                    for start in range(0, len(ids), per_block):
-                        files = [self._file(image, axis, knob) for image in images[start : start + per_block]]
-                        yield msgspec.msgpack.encode(files)
-                    task.advance(len(ids))
+            for images in pieces(fitted, per_block, self._progress):
+                yield msgspec.msgpack.encode([self._file(image, axis, knob) for image in images])
 
         sink.write_blocks(BLOCKS, per_block, blocks())
 

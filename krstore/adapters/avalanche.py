@@ -7,8 +7,7 @@ place of what it left before.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from krstore.archives import write_archive
-from krstore.codec import Codec
+from krstore.adapters._experiences import PIL, Experiences
 from krstore.errors import MissingExtraError, UsageError
 from krstore.memory import Memory
-from krstore.memory.manifest import Entry
 from krstore.memory.samples import MemorySamples
-from krstore.registry import get_sample_codec
 from krstore.replay import CACHE_BYTES, Replay
-from krstore.source import Ids, SourceSpec, class_indices, default_channel_axis
-from krstore.store.reader import Store
-from krstore.store.writer import encode
-from krstore.tensors import as_array, as_tensor
+from krstore.source import Ids, class_indices
+from krstore.tensors import as_tensor
 
 try:
     from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
@@ -40,7 +34,6 @@ except ImportError:
 
 __all__ = ["FeatureReplay", "StoredExemplars"]
 
-PIL = "pil_image"  # an attribute of what is stored
 Batch = tuple[Tensor, Tensor]
 
 
@@ -55,7 +48,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         path: the memory's folder, made if need be.
         transform: maps a stored item, a PIL image again if it was one, to what is replayed, augmentation included;
             default a float tensor in 0..1 of an image, and the item itself otherwise.
-        codec: a registered codec's name; of images, webp_lossless takes half of raw's bytes.
+        codec: a registered codec's name; of images, webp_lossless takes fewer bytes than raw.
         adaptive_size: share `max_size` among the classes seen so far; otherwise among `total_num_classes`.
         seed: of the selection.
         device: where a codec computes.
@@ -80,7 +73,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
     ) -> None:
         if not adaptive_size and not total_num_classes:
             raise UsageError("adaptive_size=False needs total_num_classes, a positive number")
-        self._memory = _Experiences(path, codec, seed, device, encoding)
+        self._memory = Experiences(path, codec, seed, device, encoding)
         self._transform, self._divisor, self._seed = transform, None if adaptive_size else total_num_classes, seed
         self._with_tasks = False
         super().__init__(max_size)
@@ -178,7 +171,7 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
     ) -> None:
         super().__init__(model=model, **options)
         self.extractor = extractor.to(self.device).eval().requires_grad_(False)
-        self._memory = _Experiences(path, codec, seed, str(self.device), encoding)
+        self._memory = Experiences(path, codec, seed, str(self.device), encoding)
         self._share, self._balance, self._through_codec = share, balance, through_codec
         self._seed, self._cache_bytes = seed, cache_bytes
 
@@ -219,53 +212,6 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
     def features(self, x: Tensor) -> Tensor:
         """Return the features of images (B, ...), on the strategy's device."""
         return torch.as_tensor(self.extractor(x.to(self.device)))
-
-
-class _Experiences:
-    """A memory of one store an experience; what was not finished, or is done again, gives way.
-
-    Attributes:
-        finished: how many experiences a checkpoint knows of.
-    """
-
-    def __init__(
-        self, path: str | Path, codec: str, seed: int, device: str, encoding: Mapping[str, Any] | None
-    ) -> None:
-        self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
-        self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
-        self.memory = Memory(path, device=device) if Path(path).exists() else Memory.create(path, device=device)
-        self.finished = 0
-
-    def samples(self, before: int | None = None) -> MemorySamples | None:
-        """Return what is kept of the experiences before one, by default of all that are finished."""
-        stop = self.finished if before is None else before
-        stores = [store for store in self.memory.stores if _experience(store) < stop]
-        return MemorySamples(self.memory.path, stores, [()] * len(stores)) if stores else None
-
-    def classes(self, before: int | None = None) -> set[int]:
-        """Return the labels of the same."""
-        samples = self.samples(before)
-        return set() if samples is None else set(samples.labels.tolist())
-
-    def take(
-        self, number: int, batches: Iterable[Tensor], labels: Ids, attributes: Mapping[str, Any] | None = None
-    ) -> Store:
-        """Encode an experience's samples into a store, in the place of any of it or of later ones."""
-        stale = [entry for entry, store in self._entries() if _experience(store) >= number]
-        kept = [store for _, store in self._entries() if _experience(store) < number]
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "samples.h5"
-            _write(archive, batches, labels, number, attributes or {})
-            store = encode(
-                archive, Path(folder) / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
-                decoder=kept[0] if kept and self._codec.shares_decoder else None, **self._encoding,
-            )  # fmt: skip
-            (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
-        self.finished = number + 1
-        return self.memory.stores[self.memory.manifest.stores.index(entry)]
-
-    def _entries(self) -> list[tuple[Entry, Store]]:
-        return list(zip(self.memory.manifest.stores, self.memory.stores, strict=True))
 
 
 class _Items(Dataset[Any]):
@@ -321,21 +267,6 @@ class _Mixed:
             yield [x, y, torch.zeros_like(y)] if self._with_tasks else [x, y]
 
 
-def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any]) -> None:
-    """Write samples as an archive; the first batch tells of what shape and dtype they are."""
-    remaining = iter(batches)
-    first = as_array(next(remaining).cpu())
-    rank = first.ndim - 1
-    spec = SourceSpec(
-        samples=len(labels), shape=first.shape[1:], dtype=first.dtype.name, attributes=attributes,
-        channel_axis=2 if rank == 3 and attributes.get(PIL) else default_channel_axis(rank),
-    )  # fmt: skip
-    with write_archive(path, spec, {"labels": labels, "task": np.full(len(labels), experience)}) as writer:
-        writer.append(first)
-        for batch in remaining:
-            writer.append(as_array(batch.cpu()))
-
-
 def _stacked(items: Sequence[Any]) -> Batch:
     return torch.stack([item[0] for item in items]), torch.tensor([int(item[1]) for item in items])
 
@@ -346,12 +277,6 @@ def _as_stored(items: Sequence[Any]) -> Tensor:
 
 def _labels(experience: Any) -> Ids:
     return np.array([int(label) for label in experience.dataset.targets], np.int64)
-
-
-def _experience(store: Store) -> int:
-    if store.task is None:
-        raise UsageError(f"{store.path} has no task column; give the adapter a memory that it made")
-    return int(store.task[0])
 
 
 def _with_tasks(experience: Any) -> bool:

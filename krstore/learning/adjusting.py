@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.bilevel import Units, train_exemplars
+from krstore.bilevel import Units, as_stored, train_exemplars
 from krstore.learning.config import Adjusting
 from krstore.memory.samples import MemorySamples
 from krstore.source import Array, class_indices
@@ -38,8 +38,7 @@ def adjusted(samples: MemorySamples, network: nn.Module, config: Adjusting, devi
                 network, stored[own], labels[own], _epochs(stored[other], labels[other], config), units,
                 steps=config.steps, inner_rate=config.inner_rate,
             )  # fmt: skip
-    result = trained.cpu().numpy()
-    return (np.rint(result) if values.dtype.kind in "ui" else result).astype(values.dtype)
+    return as_stored(trained, values.dtype)
 
 
 def _epochs(x: Tensor, y: Tensor, config: Adjusting) -> Iterator[tuple[Tensor, Tensor, float]]:

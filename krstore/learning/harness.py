@@ -27,6 +27,7 @@ from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules
+from krstore.learning.optimisation import optimiser_of, schedule_of
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
@@ -241,8 +242,8 @@ class _Run:
             }
             for group in self.learner.parameter_groups(task)
         ]
-        optimiser = _optimiser(groups, training)
-        schedule = _schedule(optimiser, training, stream.batches)
+        optimiser = optimiser_of(groups, training)
+        schedule = schedule_of(optimiser, training, stream.batches)
         step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
         with self.progress.task(step, training.epochs * stream.batches, "batches") as bar:
             for _ in range(training.epochs):
@@ -349,21 +350,3 @@ def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor
     if source.spec.dtype == "uint8" or config.mean is not None or config.std is not None:
         return Inputs.of(source.spec, "auto", config.mean, config.std)
     return lambda x: x.float()
-
-
-def _optimiser(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
-    if training.optimiser == "adam":
-        return torch.optim.Adam(groups, weight_decay=training.weight_decay)
-    return torch.optim.SGD(
-        groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
-    )
-
-
-def _schedule(
-    optimiser: torch.optim.Optimizer, training: Training, batches: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    total = max(1, training.epochs * batches)
-    if training.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
-    places = [epoch * batches for epoch in training.milestones]
-    return torch.optim.lr_scheduler.MultiStepLR(optimiser, places, training.gamma)

@@ -1,7 +1,8 @@
 """LwF: learning without forgetting (Li and Hoiem, ECCV 2016).
 
 L = L_ce over the new classes + lambda L_kd over the old ones, T = 2. With exemplars, which the paper has none of, L_ce
-of a batch that has old samples is over all classes seen: the "LwF" of the mnemonics paper's tables has them.
+of a batch that has old samples is over all classes seen: the "LwF" of the mnemonics paper's tables has them. The
+paper's warm-up, of the new classifier alone, is left out, as in the class-incremental comparisons.
 """
 
 from __future__ import annotations

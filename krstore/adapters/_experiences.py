@@ -1,0 +1,95 @@
+"""A memory of one store an experience, which survives that an experience is done again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from krstore.archives import write_archive
+from krstore.codec import Codec
+from krstore.errors import UsageError
+from krstore.memory import Memory
+from krstore.memory.manifest import Entry
+from krstore.memory.samples import MemorySamples
+from krstore.registry import get_sample_codec
+from krstore.source import Ids, SourceSpec, default_channel_axis
+from krstore.store.reader import Store
+from krstore.store.writer import encode
+from krstore.tensors import as_array
+
+__all__ = ["PIL", "Experiences"]
+
+PIL = "pil_image"  # an attribute of what is stored: the samples were images of Pillow's
+
+
+class Experiences:
+    """A memory of one store an experience; what was not finished, or is done again, gives way.
+
+    Attributes:
+        finished: how many experiences a checkpoint knows of.
+    """
+
+    def __init__(
+        self, path: str | Path, codec: str, seed: int, device: str, encoding: Mapping[str, Any] | None
+    ) -> None:
+        self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
+        self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
+        self.memory = Memory(path, device=device) if Path(path).exists() else Memory.create(path, device=device)
+        self.finished = 0
+
+    def samples(self, before: int | None = None) -> MemorySamples | None:
+        """Return what is kept of the experiences before one, by default of all that are finished."""
+        stop = self.finished if before is None else before
+        stores = [store for store in self.memory.stores if _experience(store) < stop]
+        return MemorySamples(self.memory.path, stores, [()] * len(stores)) if stores else None
+
+    def classes(self, before: int | None = None) -> set[int]:
+        """Return the labels of the same."""
+        samples = self.samples(before)
+        return set() if samples is None else set(samples.labels.tolist())
+
+    def take(
+        self, number: int, batches: Iterable[Tensor], labels: Ids, attributes: Mapping[str, Any] | None = None
+    ) -> Store:
+        """Encode an experience's samples into a store, in the place of any of it or of later ones."""
+        stale = [entry for entry, store in self._entries() if _experience(store) >= number]
+        kept = [store for _, store in self._entries() if _experience(store) < number]
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "samples.h5"
+            _write(archive, batches, labels, number, attributes or {})
+            store = encode(
+                archive, Path(folder) / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
+                decoder=kept[0] if kept and self._codec.shares_decoder else None, **self._encoding,
+            )  # fmt: skip
+            (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
+        self.finished = number + 1
+        return self.memory.stores[self.memory.manifest.stores.index(entry)]
+
+    def _entries(self) -> list[tuple[Entry, Store]]:
+        return list(zip(self.memory.manifest.stores, self.memory.stores, strict=True))
+
+
+def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any]) -> None:
+    """Write samples as an archive; the first batch tells of what shape and dtype they are."""
+    remaining = iter(batches)
+    first = as_array(next(remaining).cpu())
+    rank = first.ndim - 1
+    spec = SourceSpec(
+        samples=len(labels), shape=first.shape[1:], dtype=first.dtype.name, attributes=attributes,
+        channel_axis=2 if rank == 3 and attributes.get(PIL) else default_channel_axis(rank),
+    )  # fmt: skip
+    with write_archive(path, spec, {"labels": labels, "task": np.full(len(labels), experience)}) as writer:
+        writer.append(first)
+        for batch in remaining:
+            writer.append(as_array(batch.cpu()))
+
+
+def _experience(store: Store) -> int:
+    if store.task is None:
+        raise UsageError(f"{store.path} has no task column; give the adapter a memory that it made")
+    return int(store.task[0])
