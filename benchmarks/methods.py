@@ -36,6 +36,14 @@ def _codec(codec: str, **options: Any) -> Method:
     return lambda case, ratio: _store(codec, case, ratio, **options)
 
 
+def _recompute(case: Case, ratio: float) -> Encoded | None:
+    data = case.run.data
+    if data is None or not (data / "images.npz").exists() or "model" not in case.source.spec.attributes:
+        return None
+    files = {"images": str(data / "images.npz"), "weights": str(data / "weights.safetensors")}
+    return _store("recompute", case, ratio, settings=files)
+
+
 def _peer(peer: Callable[[Array, int], Encoded | None]) -> Method:
     return lambda case, ratio: peer(case.features, case.budget(ratio))
 
@@ -52,6 +60,7 @@ CODECS: dict[str, Method] = {
     "krnet": _codec("krnet"),
     "PQ": _codec("pq"),
     "OPQ": _codec("pq", settings={"opq": True}),
+    "recompute": _recompute,
 }
 RESTORED: dict[str, Method] = {"transform, restored": _codec("transform", settings={"restore": True})}
 """Trades error for likeness, and so is judged by accuracy alone."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from krstore.archives import open_archive
@@ -21,6 +20,7 @@ from krstore.errors import ArchiveError, UnknownNameError, UsageError
 from krstore.files import check_target
 from krstore.images import images_identity, open_images
 from krstore.inputs import LAYOUTS, Inputs
+from krstore.layers import LayerOutputs
 from krstore.modules import load_module, weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.source import Array, Source, SourceSpec, default_channel_axis
@@ -93,9 +93,7 @@ def extract(
     )  # fmt: skip
     inputs = Inputs.of(source.spec, layout, mean, std)
     network = load_module(model, weights, model_args) if isinstance(model, str) else model.eval()
-    layers = [name for name, _ in network.named_modules() if name]
-    if layer not in layers:
-        raise UnknownNameError("layer", layer, layers)
+    outputs = LayerOutputs(network.to(device), layer)
     named = {
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "model_args": dict(model_args) if model_args else None,
@@ -115,12 +113,11 @@ def extract(
     }  # fmt: skip
     columns = {k: v for k, v in (("labels", source.labels), ("task", source.task)) if v is not None}
     samples = source.spec.samples
-    run = _Forward(network.to(device), layer)
     with ResumableArchive(output, identity, resume=resume) as archive, progress.task("extract", samples) as task:
         task.advance(archive.done)
         for start in range(archive.done, samples, batch_size):
             ids = np.arange(start, min(start + batch_size, samples))
-            features = run(inputs.normalised(source.read(ids), device))
+            features = outputs(inputs.normalised(source.read(ids), device))
             _check_features(features, ids)
             values = cast(as_array(features.float()), np.dtype(dtype))
             spec = SourceSpec(
@@ -130,52 +127,6 @@ def extract(
             archive.append(values, spec, columns)
             task.advance(len(ids))
     return open_archive(output)
-
-
-class _Reached(BaseException):
-    """Carries the layer's output out of the forward pass; no `except Exception` in a network stops it."""
-
-    def __init__(self, output: Any) -> None:
-        self.output = output
-
-
-class _Forward:
-    """A network up to one of its layers."""
-
-    def __init__(self, network: nn.Module, layer: str) -> None:
-        self._network, self._layer = network, layer
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map images (n, C, H, W) to the layer's output (n, *shape)."""
-        output = self._run(images)
-        if not isinstance(output, Tensor):
-            raise UsageError(f"layer {self._layer!r} returns a {type(output).__name__}; expected a tensor")
-        if output.ndim == 0 or len(output) != len(images):
-            raise UsageError(
-                f"layer {self._layer!r} returns shape {tuple(output.shape)} for {len(images)} images; expected "
-                f"({len(images)}, ...)"
-            )
-        return output
-
-    def _run(self, images: Tensor) -> Any:
-        hook = self._network.get_submodule(self._layer).register_forward_hook(_stop)
-        try:
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-                self._network(images)
-        except _Reached as reached:
-            return reached.output
-        except Exception as error:  # another's code runs here, and may raise anything
-            raise UsageError(
-                f"the model fails on images of shape {tuple(images.shape)} before layer {self._layer!r}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        finally:
-            hook.remove()
-        raise UsageError(f"the model's forward pass never runs layer {self._layer!r}; name one of the modules in it")
-
-
-def _stop(module: nn.Module, arguments: Any, output: Any) -> None:
-    raise _Reached(output)
 
 
 def _check_options(output: Path, dtype: str, batch_size: int) -> None:
