@@ -9,6 +9,7 @@
     images        3x32x32 uint8
     embeddings    the pooled output, 64 numbers
     tokens        65x64, after the second layer of a small vision transformer trained on all images for some minutes
+    small         16x16x3 uint8, train.h5 and test.h5: all images of the 20 classes, four pixels averaged to one
     late_1000     as late, of so many images of all classes; beyond their number, of flipped ones as well
 """
 
@@ -31,7 +32,7 @@ from krstore.source import Array, Source, chunks
 
 MEAN, SPREAD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MODEL = "krstore.backbones:resnet32"
-KINDS = ("late", "early", "first", "images", "embeddings", "tokens")
+KINDS = ("late", "early", "first", "images", "embeddings", "tokens", "small")
 EPOCHS, BATCH = 3, 128
 
 Arrays = dict[str, Array]
@@ -104,6 +105,13 @@ def of_number(data: Arrays, count: int) -> Arrays:
     return {"images": np.concatenate([images, flipped]), "labels": np.concatenate([labels, data["labels"][more]])}
 
 
+def halved(images: Array) -> Array:
+    """Return images (n, H, W, 3) of half the side, uint8."""
+    n, height, width, channels = images.shape
+    quarters = images.reshape(n, height // 2, 2, width // 2, 2, channels)
+    return np.rint(quarters.mean((2, 4))).astype(np.uint8)
+
+
 def features(folder: Path, weights: Path, layer: str, data: Arrays, name: str = "features") -> Source:
     """Write the archive of a layer's outputs, and the images and weights beside it."""
     images = folder / ("images.npz" if name == "features" else f"{name}_images.npz")
@@ -131,6 +139,9 @@ def make(kind: str, folder: Path, train: Arrays, test: Arrays, weights: Path) ->
             features(folder, weights, "layer1.4", of_number(few, 4000))
         case "images", _:
             _write(folder / "features.h5", few["images"].transpose(0, 3, 1, 2), few["labels"])
+        case "small", _:
+            for name, data in (("train", few), ("test", few_classes(test, classes[order[:20]]))):
+                _write(folder / f"{name}.h5", halved(data["images"]), data["labels"])
         case "embeddings", _:
             late = features(folder, weights, "layer3.0", few, "late")
             tail = load_module("krstore.backbones:resnet32_tail", weights)
@@ -165,7 +176,7 @@ def main() -> None:
     train, test = (dict(np.load(given.data / f"{name}.npz")) for name in ("train", "test"))
     for kind in given.kinds:
         folder = given.output / kind
-        if not (folder / "features.h5").exists():
+        if not list(folder.glob("*.h5")):
             folder.mkdir(parents=True, exist_ok=True)
             make(kind, folder, train, test, given.data / "weights.safetensors")
 

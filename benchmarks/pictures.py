@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from scipy.stats import t as student
 
 from krstore.files import atomic_path
 
@@ -72,9 +74,32 @@ def budgets(document: Document, path: Path) -> None:
     _draw(lines, path, "megabytes of memory, all classes seen", "accuracy on all classes", level=level)
 
 
+def exemplars(document: Document, path: Path) -> None:
+    """Draw accuracy against classes seen, a panel a method and a line a selection, with 95 % intervals over seeds."""
+    kinds = list(dict.fromkeys((row["method"], row["adjust"]) for row in document["rows"]))
+    figure = Figure(figsize=(3.6 * -(-len(kinds) // 2), 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, -(-len(kinds) // 2), sharex=True, sharey=True).flat
+    for (method, adjust), axes in zip(kinds, panels, strict=False):
+        own = [row for row in document["rows"] if (row["method"], row["adjust"]) == (method, adjust)]
+        for number, selection in enumerate(dict.fromkeys(row["selection"] for row in own)):
+            curves = [row["accuracy"] for row in own if row["selection"] == selection]
+            steps = [list(step) for step in zip(*curves, strict=True)]
+            axes.errorbar(
+                own[0]["classes"], [mean(step) for step in steps], [_interval(step) for step in steps],
+                color=COLOURS[number], marker=MARKERS[number], capsize=2, label=selection,
+            )  # fmt: skip
+        axes.set_title(f"{method}, adjusted" if adjust else method)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.supxlabel("classes seen")
+    figure.supylabel("accuracy on all of them")
+    _save(figure, path)
+
+
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
-    "budgets": budgets,
+    "budgets": budgets, "exemplars": exemplars,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 
@@ -129,5 +154,16 @@ def _draw(
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def _interval(values: list[float]) -> float:
+    """Return half the width of Student's 95 % interval of a mean; 0 for one value."""
+    if len(values) == 1:
+        return 0.0
+    return float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})

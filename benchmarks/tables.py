@@ -229,6 +229,27 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def exemplars(document: Document) -> str:
+    """What methods remember with each way to choose exemplars."""
+    rows = document["rows"]
+    selections = list(dict.fromkeys(row["selection"] for row in rows))
+    cells = []
+    for method, adjust in dict.fromkeys((row["method"], row["adjust"]) for row in rows):
+        groups = [
+            [row for row in rows if (row["method"], row["adjust"], row["selection"]) == (method, adjust, selection)]
+            for selection in selections
+        ]
+        figures = [
+            _spread([100 * row[figure] for row in group]) if group else ""
+            for figure in ("average_incremental", "last", "initial_forgetting") for group in groups
+        ]  # fmt: skip
+        cells.append([f"{method}, adjusted" if adjust else method, *figures])
+    head = ["average, last, F in %", *(f"{what} {one}" for what in ("average", "last", "F") for one in selections)]
+    seeds = len({row["seed"] for row in rows})
+    said = f"{seeds} seed{'s' if seeds != 1 else ''}; {max(row['seconds'] for row in rows):.0f} s a run at most."
+    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+
+
 def generations(document: Document) -> str:
     """The error of the first task's features as tasks come."""
     counts = [0, 1, 2, 5, 10]
@@ -282,6 +303,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "accuracy": accuracy,
     "budgets": budgets,
     "compare": compare,
+    "exemplars": exemplars,
     "family": family,
     "frontier": frontier,
     "generations": generations,

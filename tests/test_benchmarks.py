@@ -77,6 +77,13 @@ def test_budgets(tmp_path: Path) -> None:
     assert 4_000 < row["bytes"] <= 12_000
 
 
+def test_exemplars(tmp_path: Path) -> None:
+    (row,) = tiny("exemplars", tmp_path)["rows"]
+    assert (row["method"], row["selection"], row["adjust"]) == ("lucir", "mnemonics", True)
+    assert (row["classes"], len(row["accuracy"])) == ([1, 2, 3], 3)
+    assert row["memory_bytes"] > 0
+
+
 def test_lossless(tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
     document = tiny("lossless", tmp_path)

@@ -14,7 +14,7 @@ from krstore.errors import ConfigError, UnknownNameError, UsageError
 
 __all__ = ["PRESETS", "Adjusting", "Finetuning", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
 
-PRESETS = ("fast", "paper")
+PRESETS = ("fast", "paper", "small")
 RATES = {"ratio", "budget"}
 COUNTS = {"per_class", "total"}
 SELECTION = {"exemplars", *COUNTS}

@@ -53,7 +53,9 @@ def learn(
         int | None,
         option("--budget", parser=parse_bytes, metavar="SIZE", help="Of the memory of all classes: 500kB, 5MB."),
     ] = None,
-    preset: Annotated[str | None, option("--preset", help="Hyper-parameters: paper, or fast for some minutes.")] = None,
+    preset: Annotated[
+        str | None, option("--preset", help="Hyper-parameters: paper; fast or small for minutes; see the page.")
+    ] = None,
     config: Annotated[Path | None, option("--config", help="A TOML file of options.")] = None,
     settings: Annotated[
         list[str] | None,
