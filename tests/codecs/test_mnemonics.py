@@ -138,3 +138,45 @@ def test_what_it_needs_is_said(tmp_path: Path) -> None:
         krstore.encode(
             ArraySource(source.features), tmp_path / "a.krs", "mnemonics", settings={"total": 9}, task_model=Scores(64)
         )
+
+
+def embedded(model: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return F.normalize(model(values.float()).flatten(1))
+
+
+def test_released_codes_prototypes_classify_better_than_those_of_herding(tmp_path: Path) -> None:
+    source, model = features(), nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh()).eval()
+    x, y = torch.from_numpy(source.features), torch.from_numpy(source.labels)
+
+    def loss(store: krstore.Store) -> float:
+        exemplars = torch.from_numpy(store.read(store.ids))
+        with torch.no_grad():
+            means = torch.stack([model(exemplars[store.labels == label]).mean(0) for label in range(3)])
+        return float(F.cross_entropy(embedded(model, x) @ F.normalize(means).T, y))
+
+    given = {"per_class": 3, "rate": 5.0, "epochs": 10}
+    trained, herded = (
+        krstore.encode(source, tmp_path / f"{name}.krs", name, settings=own, task_model=model, device="cpu")
+        for name, own in (("mnemonics_released", given), ("herding", {"per_class": 3}))
+    )
+    assert trained.ids.tolist() == herded.ids.tolist()
+    assert loss(trained) < loss(herded) - 0.02
+    with pytest.raises(UsageError, match="maps samples to embeddings"):
+        krstore.encode(source, tmp_path / "a.krs", "mnemonics_released", device="cpu")
+
+
+def test_the_released_codes_step_is_sgd_with_decay(tmp_path: Path) -> None:
+    """One exemplar each of two classes, of mean 2 and deviation 1, and a network that changes nothing: by hand."""
+    values, labels = np.array([[1.0, 3.0], [3.0, 1.0]], np.float32), np.array([0, 1])
+    store = krstore.encode(
+        ArraySource(values, labels), tmp_path / "a.krs", "mnemonics_released", device="cpu", task_model=nn.Identity(),
+        settings={"per_class": 1, "rate": 1e-3, "weight_decay": 10.0, "momentum": 0.0, "batch_size": 2},
+    )  # fmt: skip
+    # cosines of the samples with the prototypes: 1 with their own, 0.6 with the other
+    other = float(np.exp(0.6) / (np.exp(0.6) + np.exp(1.0)))
+    own, away = values / np.sqrt(10)
+    slope = other * (away - own) / 2  # of the mean over both samples, along the first prototype
+    pulled = (slope - own * (own @ slope)) / np.sqrt(10)
+    expected = values[0] - 1e-3 * (pulled + 10.0 * (values[0] - 2))
+    np.testing.assert_allclose(store.read([0])[0], expected, rtol=1e-6)
