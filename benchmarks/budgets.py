@@ -8,11 +8,12 @@ are trained; they are fewer, and get four epochs.
 
 from __future__ import annotations
 
-import sys
+import functools
 from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.learning import learnt
+from benchmarks.runs import resumed
 
 MEGABYTE = 1_000_000
 BUDGETS = (1, 2, 5, 10, 25)
@@ -39,16 +40,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def measure(run: Run) -> dict[str, Any]:
     """Run every case at every budget, and the oracle without one; rows of an earlier run are kept."""
-    done = {(row["name"], row["megabytes"], row["seed"]): row for row in run.earlier.get("rows", [])}
-    rows: list[dict[str, Any]] = []
-    for name, megabytes, seed, method, settings in _runs(run):
-        row = done.pop((name, megabytes, seed), None)
-        if row is None:
-            row = {"name": name, "megabytes": megabytes, "seed": seed} | learnt(run, method, settings)
-            print(f"{name:42} {megabytes or '-':>3} {seed} {100 * row['last']:.2f} {row['bytes']:,}", file=sys.stderr)
-        rows.append(row)
-        run.save({"rows": [*rows, *done.values()]})
-    return {"rows": [*rows, *done.values()]}
+    cases = [
+        ((name, megabytes, seed), functools.partial(learnt, run, method, settings))
+        for name, megabytes, seed, method, settings in _runs(run)
+    ]
+    return {"rows": resumed(run, ("name", "megabytes", "seed"), cases)}
 
 
 def _runs(run: Run) -> list[tuple[str, float | None, int, str, dict[str, Any]]]:

@@ -7,44 +7,54 @@ fine-tuning on the balanced exemplars for all.
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import functools
 from typing import Any
 
 import numpy as np
 
 from benchmarks._common import Run, main
+from benchmarks.runs import figures, resumed
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset, open_dataset
-from krstore.learning.harness import learn
 from krstore.testing import ArraySource
 
 SEEDS = (0, 1, 2)
 METHODS = ("lwf", "icarl", "bic", "lucir", "wa")
 SELECTIONS = ("random", "herding", "mnemonics")
 ADJUSTED = "lucir"
+ARMS: dict[str, Any] = {"transfer": True, "finetuning.epochs": 20, "finetuning.schedule": "cosine"}
 MNEMONICS: dict[str, Any] = {"epochs": 2, "outer_steps": 20, "steps": 5, "rate": 10.0, "halve": 1}
 ADJUSTING = {"memory.adjust.epochs": 20, "memory.adjust.rate": 10.0, "memory.adjust.halve": 10}
-KEPT = ("last", "average_incremental", "initial_forgetting", "forgetting", "memory_bytes", "seconds")
-OTHERS = ("last_cnn", "average_incremental_cnn")
+TINY: dict[str, Any] = {
+    "base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1, "finetuning.epochs": 1,
+    "memory.per_class": 4, "memory.exemplar_settings.outer_steps": 1, "memory.adjust.epochs": 1,
+}  # fmt: skip
+
+__all__ = ["images"]
 
 Case = tuple[str, str, bool]
 
 
 def measure(run: Run) -> dict[str, Any]:
     """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
-    dataset = _tiny() if run.tiny else _given(run)
-    done = {_key(row): row for row in run.earlier.get("rows", [])}
-    rows: list[dict[str, Any]] = []
-    for seed in SEEDS[:1] if run.tiny else SEEDS:
-        for case in _cases()[-1:] if run.tiny else _cases():
-            row = done.pop((*case, seed), None)
-            if row is None:
-                row = _learnt(run, dataset, case, seed)
-                print(f"{' '.join(map(str, (*case, seed))):32} {100 * row['average_incremental']:.2f}", file=sys.stderr)
-            rows.append(row)
-            run.save({"rows": [*rows, *done.values()]})
-    return {"rows": [*rows, *done.values()]}
+    dataset, chosen = images(run), _cases()[-1:] if run.tiny else _cases()
+    cases = [
+        ((*case, seed), functools.partial(_learnt, run, dataset, case, seed))
+        for seed in (SEEDS[:1] if run.tiny else SEEDS)
+        for case in chosen
+    ]
+    return {"rows": resumed(run, ("method", "selection", "adjust", "seed"), cases)}
+
+
+def images(run: Run) -> Dataset:
+    """Return the images to learn from: the given ones, or noise when tiny."""
+    if run.tiny:
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 3), np.uint8)
+        labels = np.arange(60) % 3
+        return Dataset.of(ArraySource(pixels, labels), ArraySource(pixels[:30], labels[:30]))
+    if run.data is None or not run.data.is_dir():
+        raise SystemExit("name a folder with train.h5 and test.h5, images of 16x16, with --data or KRSTORE_DATA")
+    return open_dataset(run.data)
 
 
 def _cases() -> list[Case]:
@@ -53,43 +63,16 @@ def _cases() -> list[Case]:
     return plain + [(ADJUSTED, selection, True) for selection in SELECTIONS]
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str, bool, int]:
-    return row["method"], row["selection"], row["adjust"], row["seed"]
-
-
 def _learnt(run: Run, dataset: Dataset, case: Case, seed: int) -> dict[str, Any]:
     method, selection, adjust = case
-    settings: dict[str, Any] = {"data": "given", "memory.exemplars": selection, "seed": seed, "device": "cpu"}
+    settings = {**ARMS, "data": "given", "memory.exemplars": selection, "seed": seed, "device": "cpu"}
     if selection == "mnemonics":
         settings |= {f"memory.exemplar_settings.{name}": value for name, value in MNEMONICS.items()}
     if adjust:
         settings |= ADJUSTING
     if run.tiny:
-        settings |= {
-            "base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1, "finetuning.epochs": 1,
-            "memory.per_class": 4, "memory.exemplar_settings.outer_steps": 1, "memory.adjust.epochs": 1,
-        }  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
-        result = learn(build_run_config(method, settings, preset="small"), folder, dataset=dataset)
-    summary = result.summary()
-    return {
-        "method": method, "selection": selection, "adjust": adjust, "seed": seed,
-        "accuracy": [step.accuracy for step in result.steps],
-        "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
-        **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},
-    }  # fmt: skip
-
-
-def _given(run: Run) -> Dataset:
-    if run.data is None or not run.data.is_dir():
-        raise SystemExit("name a folder with train.h5 and test.h5, images of 16x16, with --data or KRSTORE_DATA")
-    return open_dataset(run.data)
-
-
-def _tiny() -> Dataset:
-    rng = np.random.default_rng(0)
-    pixels, labels = rng.integers(0, 256, (60, 16, 16, 3), np.uint8), np.arange(60) % 3
-    return Dataset.of(ArraySource(pixels, labels), ArraySource(pixels[:30], labels[:30]))
+        settings |= TINY
+    return figures(run, build_run_config(method, settings, preset="small"), dataset)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ classes follow. Runs are in bfloat16.
 
 from __future__ import annotations
 
-import sys
-import tempfile
+import functools
 from typing import Any
 
-import numpy as np
-
 from benchmarks._common import Run, main
+from benchmarks.runs import figures, resumed
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset
-from krstore.learning.harness import learn
 from krstore.testing import example_source
 
 SEEDS = (0, 1, 2)
@@ -31,39 +28,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kril, raw (oracle)": ("kril", {"memory.codec": "raw"}),
     "joint": ("joint", {}),
 }
-KEPT = ("last", "average_incremental", "average_incremental_later", "forgetting", "backward_transfer", "seconds")
 
 __all__ = ["learnt"]
 
 
 def measure(run: Run) -> dict[str, Any]:
     """Run every method with every seed; rows of an earlier run are kept."""
-    done = {(row["name"], row["seed"]): row for row in run.earlier.get("rows", [])}
-    rows: list[dict[str, Any]] = []
-    for seed in SEEDS[:1] if run.tiny else SEEDS:
-        for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]:
-            row = done.pop((name, seed), None)
-            if row is None:
-                row = {"name": name, "seed": seed} | learnt(run, method, {"seed": seed, **own})
-                print(f"{name:28} {seed} {100 * row['last']:.2f}", file=sys.stderr)
-            rows.append(row)
-            run.save({"rows": [*rows, *done.values()]})
-    return {"rows": [*rows, *done.values()]}
+    cases = [
+        ((name, seed), functools.partial(learnt, run, method, {"seed": seed, **own}))
+        for seed in (SEEDS[:1] if run.tiny else SEEDS)
+        for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
+    ]
+    return {"rows": resumed(run, ("name", "seed"), cases)}
 
 
 def learnt(run: Run, method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Run a method at its fast preset, on features unless the settings say otherwise, and return what came of it."""
     dataset, given = _tiny() if run.tiny else _given(run)
     config = build_run_config(method, {"device": "cpu", **given, **settings}, preset="fast")
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
-        result = learn(config, folder, dataset=dataset)
-    summary = result.summary()
-    return {
-        "accuracy": [step.accuracy for step in result.steps],
-        "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
-        "bytes": summary["memory_bytes"] + summary["held_bytes"],
-        **{figure: summary[figure] for figure in KEPT},
-    }  # fmt: skip
+    return figures(run, config, dataset)
 
 
 def _given(run: Run) -> tuple[Dataset | None, dict[str, Any]]:

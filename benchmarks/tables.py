@@ -229,6 +229,11 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def compressed(document: Document) -> str:
+    """What a byte budget is best spent on."""
+    return f"{learning(document)}\n\nAt most {document['budget']:,} bytes of memory."
+
+
 def exemplars(document: Document) -> str:
     """What methods remember with each way to choose exemplars."""
     rows = document["rows"]
@@ -303,6 +308,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "accuracy": accuracy,
     "budgets": budgets,
     "compare": compare,
+    "compressed": compressed,
     "exemplars": exemplars,
     "family": family,
     "frontier": frontier,

@@ -81,7 +81,14 @@ def test_exemplars(tmp_path: Path) -> None:
     (row,) = tiny("exemplars", tmp_path)["rows"]
     assert (row["method"], row["selection"], row["adjust"]) == ("lucir", "mnemonics", True)
     assert (row["classes"], len(row["accuracy"])) == ([1, 2, 3], 3)
-    assert row["memory_bytes"] > 0
+    assert row["bytes"] > 0
+
+
+def test_compressed(tmp_path: Path) -> None:
+    document = tiny("compressed", tmp_path)
+    (row,) = document["rows"]
+    assert (row["name"], row["seed"]) == ("replay, herding, lossless", 0)
+    assert 0.5 * document["budget"] < row["bytes"] <= document["budget"]
 
 
 def test_lossless(tmp_path: Path) -> None:

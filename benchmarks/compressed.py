@@ -1,0 +1,56 @@
+"""Quality against number: what one byte budget of memory is best spent on, on small images.
+
+Data and tasks are those of `benchmarks.exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
+budget is what some twenty lossless images of each class take. Against as many of them as fit, for LUCIR and for plain
+replay: three times as many through lossy codecs; and all images of all classes through transform, for replay and KRIL.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks._common import Run, main
+from benchmarks.exemplars import images
+from benchmarks.runs import figures, resumed
+from krstore.learning.config import build_run_config
+from krstore.learning.data import Dataset
+
+SEEDS = (0, 1, 2)
+BUDGET = 240_000
+LOSSLESS = {"memory.exemplars": "herding", "memory.codec": "webp_lossless"}
+WEBP = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "webp"}
+TRANSFORM = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "transform"}
+ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": {"encoder": True}}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "replay, herding, lossless": ("replay", LOSSLESS),
+    "replay, herding, 60 by webp": ("replay", WEBP),
+    "replay, herding, 60 by transform": ("replay", TRANSFORM),
+    "replay, all by transform": ("replay", ALL),
+    "lucir, herding, lossless": ("lucir", LOSSLESS),
+    "lucir, herding, 60 by webp": ("lucir", WEBP),
+    "lucir, herding, 60 by transform": ("lucir", TRANSFORM),
+    "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
+}
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
+    dataset, budget = images(run), 24_000 if run.tiny else BUDGET
+    cases = [
+        ((name, seed), functools.partial(_learnt, run, dataset, method, {**own, "memory.budget": budget, "seed": seed}))
+        for seed in (SEEDS[:1] if run.tiny else SEEDS)
+        for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
+    ]
+    return {"budget": budget, "rows": resumed(run, ("name", "seed"), cases)}
+
+
+def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    settings = {"data": "given", "device": "cpu", **settings}
+    if run.tiny:
+        settings |= {"base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1}
+    return figures(run, build_run_config(method, settings, preset="small"), dataset)
+
+
+if __name__ == "__main__":
+    main("compressed", __doc__, measure)

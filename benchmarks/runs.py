@@ -1,0 +1,54 @@
+"""What the benchmarks of learners share: runs that are done are kept, and each becomes a row of the same figures."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks._common import Run
+from krstore.learning.config import RunConfig
+from krstore.learning.data import Dataset
+from krstore.learning.harness import learn
+
+__all__ = ["Rows", "figures", "resumed"]
+
+KEPT = (
+    "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting",
+    "backward_transfer", "seconds",
+)  # fmt: skip
+OTHERS = ("last_cnn", "average_incremental_cnn")
+
+Rows = list[dict[str, Any]]
+
+
+def resumed(
+    run: Run, names: Sequence[str], cases: Iterable[tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]]
+) -> Rows:
+    """Return a row for each case, of what it is called by these names and of what it returns; earlier rows are kept."""
+    done = {tuple(row[name] for name in names): row for row in run.earlier.get("rows", [])}
+    rows: Rows = []
+    for key, make in cases:
+        row = done.pop(key, None)
+        if row is None:
+            row = dict(zip(names, key, strict=True)) | make()
+            print(f"{', '.join(map(str, key)):48} {100 * row['last']:.2f} {row['bytes']:,}", file=sys.stderr)
+        rows.append(row)
+        run.save({"rows": [*rows, *done.values()]})
+    return [*rows, *done.values()]
+
+
+def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
+    """Run a method, and return what came of it; bytes are all that it keeps between tasks."""
+    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+        result = learn(config, folder, dataset=dataset)
+    summary = result.summary()
+    return {
+        "accuracy": [step.accuracy for step in result.steps],
+        "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
+        "bytes": summary["memory_bytes"] + summary["held_bytes"],
+        **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},
+    }  # fmt: skip
