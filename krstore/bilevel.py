@@ -30,8 +30,9 @@ def meta_gradient(
     """Train a copy of a network on exemplars, and return how its loss on samples depends on them.
 
     Theta' starts as the network and takes `steps` of gradient descent on the exemplars' cross-entropy (Eq. 8); the loss
-    of Theta' on the samples is differentiated through all of them (Eqs. 9 and 10). The network itself is left as it is;
-    buffers, of norms in eval mode for example, are constants.
+    of Theta' on the samples is differentiated through all of them (Eqs. 9 and 10). The network itself is left as it is.
+    Buffers, of norms in eval mode for example, are constants, and so are weights that have been given a parametrisation
+    to train in their place (weight transfer).
 
     Args:
         network: maps samples (B, *shape) to scores (B, C).
@@ -43,11 +44,12 @@ def meta_gradient(
         the gradient (M, *shape), and the loss.
     """
     exemplars = exemplars.detach().requires_grad_(True)
-    buffers = dict(network.named_buffers())
-    weights = {name: value.detach().requires_grad_(True) for name, value in network.named_parameters()}
+    parameters = {name: value.detach() for name, value in network.named_parameters()}
+    weights = {name: value.requires_grad_(True) for name, value in parameters.items() if not name.endswith(".original")}
+    constants = {**parameters, **dict(network.named_buffers())}
 
     def loss(own: Weights, samples: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(network, (dict(own), buffers), (samples,)), wanted)
+        return F.cross_entropy(functional_call(network, {**constants, **own}, (samples,)), wanted)
 
     with torch.enable_grad():
         for _ in range(steps):

@@ -14,6 +14,7 @@ from torch import nn
 import krstore
 from krstore.bilevel import meta_gradient
 from krstore.errors import UsageError
+from krstore.learning.network import Network
 from krstore.testing import ArraySource
 
 
@@ -53,6 +54,22 @@ def test_the_meta_gradient_is_that_of_finite_differences(steps: int) -> None:
         up, down = (after_training(model, exemplars + sign * change, labels, x, y, steps) for sign in (1, -1))
         assert float(gradient[place]) == pytest.approx((up - down) / 2e-5, abs=1e-8)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_the_temporary_network_moves_what_weight_transfer_moves() -> None:
+    torch.manual_seed(0)
+    model = Network(nn.Sequential(nn.Conv2d(2, 3, 2), nn.Flatten()), 12, cosine=False)
+    model.grow(2)
+    model.transfer()
+    model.double().eval()
+    exemplars, labels = torch.randn(4, 2, 3, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1])
+    _, loss = meta_gradient(model, exemplars, labels, exemplars, labels, steps=2, rate=0.3)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(model(exemplars), labels).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    assert loss == pytest.approx(float(F.cross_entropy(model(exemplars), labels).detach()), rel=1e-12)
 
 
 class Scores(nn.Module):
