@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from krstore.archives import open_archive, open_snapshots, write_archive
+    from krstore.archives.states import snapshot
     from krstore.codec import Codec, Decoder, Kind, SnapshotCodec, SnapshotDecoder
     from krstore.comparison import compare
     from krstore.errors import KrstoreError
@@ -54,6 +55,7 @@ __all__ = [
     "open",
     "open_archive",
     "open_snapshots",
+    "snapshot",
     "verify",
     "write_archive",
 ]
@@ -79,6 +81,7 @@ _HOMES = {
     "get_codec": "krstore.registry",
     "open_archive": "krstore.archives",
     "open_snapshots": "krstore.archives",
+    "snapshot": "krstore.archives.states",
     "verify": "krstore.store.verify",
     "write_archive": "krstore.archives",
 }

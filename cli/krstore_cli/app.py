@@ -23,6 +23,7 @@ from krstore_cli.commands import (
     memory,
     report,
     show,
+    snapshot,
     verify,
 )
 
@@ -45,6 +46,7 @@ app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=show.EXAMPLE)(show.show)
 app.add_typer(memory.app, name="memory")
 app.command(epilog=extract.EXAMPLE)(extract.extract)
+app.command(epilog=snapshot.EXAMPLE)(snapshot.snapshot)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=demo.EXAMPLE)(demo.demo)
 
