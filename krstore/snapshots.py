@@ -22,6 +22,7 @@ from krstore.source import LARGEST, Array
 
 __all__ = [
     "ArraySpec",
+    "HeldStates",
     "SnapshotSource",
     "SnapshotSpec",
     "SnapshotStats",
@@ -82,6 +83,24 @@ class SnapshotSource(Protocol):
 
     def read(self, step: int, name: str) -> Array:
         """Return one array of one step."""
+
+
+@dataclass(frozen=True)
+class HeldStates:
+    """States that are in memory, as a source."""
+
+    states: tuple[State, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> SnapshotSpec:
+        """What the states hold."""
+        steps = ({name: ArraySpec(a.shape, a.dtype.name) for name, a in state.items()} for state in self.states)
+        return SnapshotSpec(steps=tuple(steps), attributes=self.attributes)
+
+    def read(self, step: int, name: str) -> Array:
+        """Return one array."""
+        return self.states[step][name]
 
 
 @dataclass(frozen=True)

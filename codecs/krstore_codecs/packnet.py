@@ -1,6 +1,6 @@
 """packnet: the states of a network that was pruned and frozen step by step, each weight stored once.
 
-M2KD (Chhabra et al., "M2KD: multi-model and multi-level knowledge distillation for incremental learning", Sec. 3.3,
+M2KD (Zhou et al., "M2KD: multi-model and multi-level knowledge distillation for incremental learning", Sec. 3.3,
 Alg. 1) with PackNet's masks (Mallya and Lazebnik, CVPR 2018): a weight is 0 until the step that takes it, and stays as
 it is from then on. The step is the weight's index; the network of step k is W [index <= k], with that step's own
 biases, norm statistics and classifier.

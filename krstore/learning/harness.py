@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,9 @@ class _Run:
             training = self.config.base_training if first else self.config.training
             stream, held_out = self._stream(task, new, training.batch_size)
             self._train(task, training, stream)
+            again = learner.prune(task)
+            if again:
+                self._train(task, _shortened(training, again), stream)
             if held_out:
                 learner.calibrate(lambda count=None: batches_held(held_out, self.prepare, self.device))
             self._save("trained", task.number)
@@ -332,6 +336,12 @@ class _Run:
 
     def _state(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}{number}.safetensors"
+
+
+def _shortened(training: Training, share: float) -> Training:
+    """Return the same schedule in a share of the epochs."""
+    milestones = tuple(round(share * epoch) for epoch in training.milestones)
+    return msgspec.structs.replace(training, epochs=math.ceil(share * training.epochs), milestones=milestones)
 
 
 class _Seeing(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from krstore.archives import open_snapshots
 from krstore.errors import UsageError
 from krstore.registry import get_snapshot_codec
-from krstore.snapshots import ArraySpec, SnapshotSpec, State
+from krstore.snapshots import HeldStates
 from krstore.source import Array
 from krstore.store.export import decode_snapshots
 from krstore.store.snapshots import SnapshotStore
@@ -24,20 +24,10 @@ __all__ = ["StateSource", "check_snapshot_codec", "example_states"]
 
 
 @dataclass(frozen=True)
-class StateSource:
+class StateSource(HeldStates):
     """States in memory as a source."""
 
-    states: tuple[State, ...]
-
-    @property
-    def spec(self) -> SnapshotSpec:
-        """What the states hold."""
-        steps = ({name: ArraySpec(a.shape, a.dtype.name) for name, a in state.items()} for state in self.states)
-        return SnapshotSpec(steps=tuple(steps), attributes={"network": "example"})
-
-    def read(self, step: int, name: str) -> Array:
-        """Return one array."""
-        return self.states[step][name]
+    attributes: Mapping[str, Any] = field(default_factory=lambda: {"network": "example"})
 
 
 def example_states(steps: int = 3, *, seed: int = 0) -> StateSource:

@@ -20,6 +20,7 @@ LEARNERS = {
     "lucir": "LUCIR",
     "lwf": "LwF",
     "lwf-mc": "LwFMC",
+    "m2kd": "M2KD",
     "mas": "MAS",
     "replay": "ExperienceReplay",
     "wa": "WA",

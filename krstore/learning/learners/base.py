@@ -10,6 +10,7 @@ memory and its bytes, checkpoints. A learner says what its paper adds, at these 
     losses(batch)             named terms, as the paper writes them; the harness adds them up
     after_backward()          masks on gradients
     after_update()            limits on weights
+    prune(task)               weights that are taken away, and how much is trained again then
     calibrate(samples)        what is fitted to samples that were held out
     end_step(task, samples)   importances, generators; with the task's samples for the last time
     remember(samples)         look at what the memory holds then
@@ -119,6 +120,10 @@ class Learner(ABC):
 
     def after_update(self) -> None:
         """Change weights after the optimiser's step."""
+
+    def prune(self, task: Task) -> float:
+        """Take weights away when a task has been trained on; return the share of its epochs to train for once more."""
+        return 0.0
 
     def calibrate(self, samples: SampleBatches) -> None:
         """Fit what is fitted to samples that were held out, when the task has been trained on."""
