@@ -634,6 +634,18 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_pat
     assert [step.memory_bytes for step in ended.steps] == [step.memory_bytes for step in whole.steps]
 
 
+def test_forward_transfer_is_against_a_network_of_random_weights(data: Path, tmp_path: Path) -> None:
+    plain = learn(config(data, "replay"), tmp_path / "plain")
+    beside = learn(config(data, "replay", alone=True), tmp_path / "beside")
+    assert [step.confusion for step in beside.steps] == [step.confusion for step in plain.steps]
+    alone = [step.alone for step in beside.steps]
+    assert alone[0] is None
+    own = np.diagonal(beside.matrix)
+    expected = np.mean([own[1] - alone[1], own[2] - alone[2]])  # type: ignore[operator]
+    assert beside.summary()["forward_transfer"] == pytest.approx(expected)
+    assert "forward_transfer" not in plain.summary()
+
+
 def test_what_is_frozen_stays_after_the_first_task(data: Path, tmp_path: Path) -> None:
     states = {}
     original = Network.grow

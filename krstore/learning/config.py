@@ -134,6 +134,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         transfer: from the second task on, leave the convolutions as the first one made them, and train a factor for
             each of their kernels instead, and all else (weight transfer, as in the mnemonics paper).
         memory: of learners that have one.
+        alone: train, from the second task on, a network of random weights beside, by cross-entropy on what the learner
+            sees: forward transfer is measured against it. Takes as long again.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
     """
 
@@ -159,6 +161,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     finetuning: Finetuning | None = None
     transfer: bool = False
     memory: MemoryConfig = MemoryConfig()
+    alone: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

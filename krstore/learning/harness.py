@@ -7,15 +7,12 @@ one, ``stepK.safetensors``, the network and what the learner keeps after the K s
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,7 +25,7 @@ from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules
-from krstore.learning.optimisation import optimiser_of, schedule_of
+from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
@@ -42,6 +39,7 @@ from krstore.learning.streams import (
     held,
     hold_out,
 )
+from krstore.learning.training import Trainer
 from krstore.progress import SILENT, Progress
 from krstore.replay import Replayable
 from krstore.source import Source, Subset
@@ -89,15 +87,16 @@ class _Run:
         self.prepare = _preparation(config, dataset.train)
         self.augment = Augmentation(config.flip, config.crop if isinstance(self.prepare, Inputs) else 0)
         torch.manual_seed(config.seed)
-        example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
-        if config.flip and example.ndim != 4:
+        self.trainer = Trainer(self.device, config.precision, progress)
+        self._example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
+        if config.flip and self._example.ndim != 4:
             raise UsageError(
-                f"flip=true is for samples (C, H, W); these are {tuple(example.shape[1:])}: set flip=false"
+                f"flip=true is for samples (C, H, W); these are {tuple(self._example.shape[1:])}: set flip=false"
             )
         method = get_learner(config.method)
-        self.network = build_network(config.model, config.weights, example, config.model_args, cosine=method.cosine).to(
-            self.device
-        )
+        self.network = build_network(
+            config.model, config.weights, self._example, config.model_args, cosine=method.cosine
+        ).to(self.device)
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
@@ -111,6 +110,7 @@ class _Run:
                 f"{self.scenario.tasks[0].stop}"
             )
         self.recall: Recall | None = None
+        self.alone: float | None = None
         if config.transfer and not method.transferable:
             raise ConfigError(f"transfer=true: {config.method} holds on to weights by their names; leave it out")
         if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.asked_for):
@@ -135,7 +135,7 @@ class _Run:
             held_bytes = self.learner.held()
             step = StepResult(
                 seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-                held_bytes=held_bytes, **measured,
+                held_bytes=held_bytes, alone=self.alone, **measured,
             )  # fmt: skip
             self.result = self.result.with_step(step)
             self._finish(task)
@@ -168,11 +168,13 @@ class _Run:
             self._load(self._state("trained", task.number))
         elif not trained:
             training = self.config.base_training if first else self.config.training
+            with torch.random.fork_rng():
+                self.alone = self._alone_accuracy(task, new) if self.config.alone and not first else None
             stream, held_out = self._stream(task, new, training.batch_size)
             self._train(task, training, stream)
             again = learner.prune(task)
             if again:
-                self._train(task, _shortened(training, again), stream)
+                self._train(task, shortened(training, again), stream)
             if held_out:
                 learner.calibrate(lambda count=None: batches_held(held_out, self.prepare, self.device))
             self._save("trained", task.number)
@@ -183,7 +185,7 @@ class _Run:
             self.recall.adjust(task, self._seeing)
             known = self.recall.memory.samples
             if self.config.finetuning is not None and not first:
-                self._train(task, self.config.finetuning, self._alone(task, known), learner.exemplar_losses)
+                self._train(task, self.config.finetuning, self._remembered(task, known), learner.exemplar_losses)
             learner.remember(lambda count=None: self._batches(known))
 
     def _some(self, samples: Subset, count: int | None) -> Subset:
@@ -224,7 +226,7 @@ class _Run:
         )  # fmt: skip
         return stream, held_out
 
-    def _alone(self, task: Task, samples: Replayable) -> Stream:
+    def _remembered(self, task: Task, samples: Replayable) -> Stream:
         """Return the batches of what the memory holds."""
         assert self.config.finetuning is not None
         return Stream(
@@ -236,48 +238,24 @@ class _Run:
         self, task: Task, training: Training, stream: Stream,
         losses: Callable[[Batch], dict[str, Tensor]] | None = None,
     ) -> None:  # fmt: skip
-        for module in self.frozen if task.number else []:
-            module.requires_grad_(False)
-        groups = [
-            {
-                "params": [p for p in group["params"] if p.requires_grad],
-                "lr": training.learning_rate * group.get("rate", 1.0),
-                "weight_decay": group.get("weight_decay", training.weight_decay),
-            }
-            for group in self.learner.parameter_groups(task)
-        ]
-        optimiser = optimiser_of(groups, training)
-        schedule = schedule_of(optimiser, training, stream.batches)
         step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
-        with self.progress.task(step, training.epochs * stream.batches, "batches") as bar:
-            for _ in range(training.epochs):
-                self.learner.train_mode()
-                for module in self.frozen if task.number else []:
-                    module.eval()
-                for batch in stream.epoch():
-                    terms = self._terms(losses or self.learner.losses, batch)
-                    loss = torch.stack(list(terms.values())).sum()
-                    figures = {name: float(value.detach()) for name, value in terms.items()}
-                    if not math.isfinite(sum(figures.values())):
-                        raise UsageError(f"{step}: the loss is no longer finite ({figures}); lower the learning rate")
-                    optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    self.learner.after_backward()
-                    optimiser.step()
-                    self.learner.after_update()
-                    schedule.step()
-                    bar.advance(1, **figures)
-        self.network.eval()
+        self.trainer.train(self.learner, task, training, stream, step, self.frozen if task.number else (), losses)
 
-    def _terms(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
-        with self._arithmetic():
-            terms = losses(batch)
-        return {name: value.float() for name, value in terms.items()}
-
-    def _arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        kind = self.device.partition(":")[0]
-        wanted = self.config.precision == "bfloat16" or (self.config.precision == "auto" and kind == "cuda")
-        return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+    def _alone_accuracy(self, task: Task, new: Source) -> float:
+        """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""
+        network = build_network(self.config.model, None, self._example, self.config.model_args).to(self.device)
+        network.grow(task.stop)
+        learner = get_learner("finetune")({"logits": "all"}, network, self.config.seed)
+        learner.begin_step(task)
+        stream, _ = self._stream(task, new, self.config.training.batch_size)
+        self.trainer.train(learner, task, self.config.training, stream, f"step {task.number}, alone")
+        right = count = 0
+        for x, y in self._test_batches(task):
+            own = y >= task.first
+            with torch.inference_mode():
+                right += int((network(x[own]).argmax(1) == y[own]).sum())
+            count += int(own.sum())
+        return right / count
 
     def _evaluate(self, task: Task) -> dict[str, Any]:
         """Test on all classes seen; return accuracies, and how often each class was taken for each other."""
@@ -319,6 +297,8 @@ class _Run:
 
         state = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         state |= {f"learner/{k}": v for k, v in self.learner.state().items()}
+        if self.alone is not None:
+            state["alone"] = torch.tensor(self.alone, dtype=torch.float64)
         with atomic_path(self._state(kind, number)) as path:
             save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, path)
 
@@ -330,18 +310,13 @@ class _Run:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
+        self.alone = float(tensors["alone"]) if "alone" in tensors else None
         own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
         self.network.load_state_dict(own)
         self.learner.load_state({k.removeprefix("learner/"): v for k, v in tensors.items() if k.startswith("learner/")})
 
     def _state(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}{number}.safetensors"
-
-
-def _shortened(training: Training, share: float) -> Training:
-    """Return the same schedule in a share of the epochs."""
-    milestones = tuple(round(share * epoch) for epoch in training.milestones)
-    return msgspec.structs.replace(training, epochs=math.ceil(share * training.epochs), milestones=milestones)
 
 
 class _Seeing(nn.Module):

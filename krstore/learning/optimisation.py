@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import msgspec
 import torch
 
 from krstore.learning.config import Training
 
-__all__ = ["optimiser_of", "schedule_of"]
+__all__ = ["optimiser_of", "schedule_of", "shortened"]
 
 
 def optimiser_of(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
@@ -29,3 +31,9 @@ def schedule_of(
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total)
     places = [epoch * batches for epoch in training.milestones]
     return torch.optim.lr_scheduler.MultiStepLR(optimiser, places, training.gamma)
+
+
+def shortened(training: Training, share: float) -> Training:
+    """Return the same schedule in a share of the epochs."""
+    milestones = tuple(round(share * epoch) for epoch in training.milestones)
+    return msgspec.structs.replace(training, epochs=math.ceil(share * training.epochs), milestones=milestones)

@@ -30,6 +30,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: of the memory's files after the step.
         held_bytes: by name, of what else the method keeps beside the network.
         other_accuracy: by name, of the method's other ways to predict.
+        alone: accuracy on the step's own classes of a network of random weights that was trained on what the learner
+            saw; `None` unless the run asks for it (see `krstore.learning.config.RunConfig`).
         seconds: of the step, evaluation included.
     """
 
@@ -41,6 +43,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     held_bytes: dict[str, int]
     seconds: float
     other_accuracy: dict[str, float] = {}
+    alone: float | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +94,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "forgetting": metrics.forgetting(matrix),
             "initial_forgetting": metrics.initial_forgetting(matrix),
             "backward_transfer": metrics.backward_transfer(matrix),
+            **self._forward_transfer(),
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
             "seconds": sum(step.seconds for step in self.steps),
@@ -106,6 +110,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
                 )
             },
         }
+
+    def _forward_transfer(self) -> dict[str, float]:
+        alone = [np.nan if step.alone is None else step.alone for step in self.steps]
+        found = (
+            {}
+            if np.isnan(alone[1:]).any()
+            else {"forward_transfer": metrics.forward_transfer(self.matrix, np.array(alone))}
+        )
+        return found if len(alone) > 1 else {}
 
 
 def read_result(folder: Path) -> RunResult:
