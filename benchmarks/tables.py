@@ -147,8 +147,11 @@ def frontier(document: Document) -> str:
         f"{row['setting']}: ratio {row['ratio']:.1f}, NMSE {row['nmse']:.2g}" for row in rows if row["asked"] is None
     ]
     head = ["NMSE at ratio", *map(str, ratios), "encode s", "decode s"]
-    said = f"{_archive(document)} Integers of a channel's range through zstd 19: {'; '.join(fixed)}."
-    return f"{table(head, cells)}\n\n{said} A dash: the method cannot be so small.\n\n{_footer(document)}"
+    said = [_archive(document)]
+    if fixed:
+        said.append(f"Integers of a channel's range through zstd 19: {'; '.join(fixed)}.")
+    said.append("A dash: the method cannot be so small.")
+    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{_footer(document)}"
 
 
 def accuracy(document: Document) -> str:

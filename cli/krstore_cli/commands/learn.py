@@ -152,6 +152,7 @@ def _summary(facts: list[dict[str, Any]]) -> Any:
             ("", f"{shown('average_incremental_later')} without"),
             ("forgetting", shown("forgetting")),
             ("backward transfer", shown("backward_transfer")),
+            *([("forward transfer", shown("forward_transfer"))] if "forward_transfer" in facts[0] else []),
             ("bytes kept", f"{kept:,}  {size_text(kept)}"),
         ],
     )
