@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.learning import learnt
+from benchmarks.learning import IMAGES, learnt
 from benchmarks.runs import resumed
 
 MEGABYTE = 1_000_000
@@ -20,10 +20,7 @@ BUDGETS = (1, 2, 5, 10, 25)
 SEEDED = (1, 5)
 SEEDS = (0, 1, 2)
 FEW_ITERATIONS = {"iterations": 400}
-IMAGES: dict[str, Any] = {
-    "images": True, "model": "krstore.backbones:resnet32", "frozen_until": "layer3.0", "training.epochs": 4,
-    "memory.codec": "raw", "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
-}  # fmt: skip
+RAW_IMAGES = {**IMAGES, "training.epochs": 4, "memory.codec": "raw"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kril, transform": ("kril", {"memory.codec": "transform"}),
     "kril, transform, new features as they are": (
@@ -33,8 +30,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kril, autoencoder": ("kril", {"memory.codec": "autoencoder", "memory.settings": FEW_ITERATIONS}),
     "kril, krnet": ("kril", {"memory.codec": "krnet", "memory.settings": FEW_ITERATIONS}),
     "kril, raw features": ("kril", {"memory.codec": "raw"}),
-    "kril, raw images": ("kril", IMAGES),
-    "replay, raw images": ("replay", IMAGES),
+    "kril, raw images": ("kril", RAW_IMAGES),
+    "replay, raw images": ("replay", RAW_IMAGES),
 }  # fmt: skip
 
 
@@ -58,10 +55,7 @@ def _runs(run: Run) -> list[tuple[str, float | None, int, str, dict[str, Any]]]:
         found.append(("oracle", None, seed, "kril", {**shared, "memory.codec": "raw", "seed": seed}))
         for megabytes in BUDGETS if seed == 0 else SEEDED:
             for name, (method, own) in CASES.items():
-                settings = {**shared, **own}
-                if settings.pop("images", False):
-                    settings["data"] = str((run.data or run.folder) / "images")
-                settings |= {"memory.budget": megabytes * MEGABYTE, "seed": seed}
+                settings = {**shared, **own, "memory.budget": megabytes * MEGABYTE, "seed": seed}
                 found.append((name, megabytes, seed, method, settings))
     return found
 

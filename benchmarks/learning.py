@@ -2,7 +2,8 @@
 
 `--data` names a folder with `train.h5` and `test.h5`, features of the ResNet-32's layer `layer3.0` for all of
 CIFAR-100, and `weights.safetensors`, its weights after the first fifty classes of the order `lucir`. Ten tasks of five
-classes follow. Runs are in bfloat16.
+classes follow. Runs are in bfloat16. Methods that keep images learn from those in its folder `images`: `train.h5` and
+`test.h5`, uint8. They pass through the frozen network up to `layer3.0` each time, so that the same layers are trained.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from krstore.learning.data import Dataset
 from krstore.testing import example_source
 
 SEEDS = (0, 1, 2)
+IMAGES: dict[str, Any] = {
+    "images": True, "model": "krstore.backbones:resnet32", "frozen_until": "layer3.0",
+    "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
+}  # fmt: skip
+HERDED: dict[str, Any] = {**IMAGES, "memory.exemplars": "herding", "memory.per_class": 20}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", {}),
     "ewc": ("ewc", {}),
@@ -27,9 +33,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kril, pq": ("kril", {"memory.codec": "pq", "memory.ratio": 50}),
     "kril, raw (oracle)": ("kril", {"memory.codec": "raw"}),
     "joint": ("joint", {}),
+    "icarl, 20 images a class": ("icarl", {**HERDED, "model_args.last_relu": False}),
+    "lucir, 20 images a class": ("lucir", {**HERDED, "model_args.last_relu": False}),
 }
 
-__all__ = ["learnt"]
+__all__ = ["IMAGES", "learnt"]
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -43,17 +51,18 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def learnt(run: Run, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run a method at its fast preset, on features unless the settings say otherwise, and return what came of it."""
-    dataset, given = _tiny() if run.tiny else _given(run)
+    """Run a method at its fast preset, on features or, where the settings say so, on images; return what came of it."""
+    settings = dict(settings)
+    dataset, given = _tiny() if run.tiny else _given(run, "images" if settings.pop("images", False) else "")
     config = build_run_config(method, {"device": "cpu", **given, **settings}, preset="fast")
     return figures(run, config, dataset)
 
 
-def _given(run: Run) -> tuple[Dataset | None, dict[str, Any]]:
+def _given(run: Run, part: str) -> tuple[Dataset | None, dict[str, Any]]:
     if run.data is None or not run.data.is_dir():
         raise SystemExit("name a folder with train.h5, test.h5 and weights.safetensors with --data or KRSTORE_DATA")
     return None, {
-        "data": str(run.data), "weights": str(run.data / "weights.safetensors"), "precision": "bfloat16",
+        "data": str(run.data / part), "weights": str(run.data / "weights.safetensors"), "precision": "bfloat16",
         "model": "krstore.backbones:resnet32_tail",
     }  # fmt: skip
 
