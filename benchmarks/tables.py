@@ -258,6 +258,27 @@ def exemplars(document: Document) -> str:
     return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
 
 
+def mnemonics(document: Document) -> str:
+    """What exemplars gain from being trained."""
+    cells = [
+        [
+            "random" if row["rate"] is None
+            else f"rate {row['rate']:g}, inner {row['inner_rate']:g}, {row['steps']} steps",
+            f"{row['moved']:.2f}",
+            *(f"{row[name]['loss']:.4f}" for name in ("temporary", "tuned")),
+            *(f"{100 * row[name]['accuracy']:.1f}" for name in ("temporary", "tuned", "fresh")),
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = [
+        "exemplars", "moved, of 255", "loss after 5 steps", "after 60", "accuracy after 5 steps, %", "after 60",
+        "from random weights",
+    ]  # fmt: skip
+    network = document["network"]
+    said = f"The network itself: loss {network['loss']:.4f}, accuracy {100 * network['accuracy']:.1f} %."
+    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+
+
 def generations(document: Document) -> str:
     """The error of the first task's features as tasks come."""
     counts = [0, 1, 2, 5, 10]
@@ -319,6 +340,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "learning": learning,
     "lossless": lossless,
     "memory": memory,
+    "mnemonics": mnemonics,
     "replay": replay,
     "paper_training": paper_training,
     "random_access": random_access,

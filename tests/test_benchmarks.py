@@ -84,6 +84,12 @@ def test_exemplars(tmp_path: Path) -> None:
     assert row["bytes"] > 0
 
 
+def test_mnemonics(tmp_path: Path) -> None:
+    random, trained = tiny("mnemonics", tmp_path)["rows"]
+    assert (random["rate"], random["moved"]) == (None, 0)
+    assert trained["rate"] > 0
+
+
 def test_compressed(tmp_path: Path) -> None:
     document = tiny("compressed", tmp_path)
     (row,) = document["rows"]
