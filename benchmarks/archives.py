@@ -175,10 +175,12 @@ def main() -> None:
     given = parser.parse_args()
     train, test = (dict(np.load(given.data / f"{name}.npz")) for name in ("train", "test"))
     for kind in given.kinds:
-        folder = given.output / kind
-        if not list(folder.glob("*.h5")):
-            folder.mkdir(parents=True, exist_ok=True)
-            make(kind, folder, train, test, given.data / "weights.safetensors")
+        folder, partial = given.output / kind, given.output / f"{kind}.partial"
+        if not folder.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(kind, partial, train, test, given.data / "weights.safetensors")
+            partial.rename(folder)
 
 
 if __name__ == "__main__":

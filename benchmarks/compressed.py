@@ -18,7 +18,7 @@ from krstore.learning.data import Dataset
 
 SEEDS = (0, 1, 2)
 BUDGET = 240_000
-LOSSLESS = {"memory.exemplars": "herding", "memory.codec": "webp_lossless"}
+LOSSLESS = {"memory.exemplars": "herding"}
 WEBP = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "webp"}
 TRANSFORM = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "transform"}
 ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": {"encoder": True}}

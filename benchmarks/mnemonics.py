@@ -50,7 +50,7 @@ def measure(run: Run) -> dict[str, Any]:
     train, test = (_first(source, classes) for source in (dataset.train, dataset.test))
     torch.manual_seed(0)
     network = Scores(classes)
-    _descend(network, train, (2 if run.tiny else EPOCHS) * -(-train.spec.samples // BATCH), 0.1, BATCH)
+    _descend(network, train, (2 if run.tiny else EPOCHS) * -(-train.spec.samples // BATCH), 0.1, BATCH, mirror=True)
     rows = []
     for rate in (None, *(RATES[:1] if run.tiny else RATES)):
         rows.append(_learnt_from(run, network.eval(), train, test, rate))
@@ -73,6 +73,7 @@ def _learnt_from(
     kept = Subset(train, store.ids)
     values = store.read(store.ids)
     exemplars = krstore.testing.ArraySource(values, kept.labels)
+    torch.manual_seed(1)
     temporary, tuned, fresh = copy.deepcopy(network), copy.deepcopy(network), Scores(2 if run.tiny else CLASSES)
     _descend(temporary, exemplars, 5, 0.01, len(values), momentum=0.0, training=False)
     _descend(tuned, exemplars, 60, 0.01, len(values), schedule=False)
@@ -98,7 +99,7 @@ def _first(source: Source, count: int) -> Subset:
 
 def _descend(
     network: nn.Module, source: Source, steps: int, rate: float, batch: int, *, momentum: float = 0.9,
-    training: bool = True, schedule: bool = True,
+    training: bool = True, schedule: bool = True, mirror: bool = False,
 ) -> None:  # fmt: skip
     x, y = _tensors(source)
     rng = np.random.default_rng(0)
@@ -110,7 +111,8 @@ def _descend(
         order = order if len(order) >= batch else rng.permutation(len(x))
         rows, order = order[:batch], order[batch:]
         optimiser.zero_grad()
-        F.cross_entropy(network(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+        shown = x[rows].flip(2) if mirror and rng.random() < 0.5 else x[rows]
+        F.cross_entropy(network(shown), y[rows]).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if schedule and training:
             cosine.step()

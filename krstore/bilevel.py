@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from krstore.source import Array, SourceSpec
 
@@ -45,7 +46,8 @@ def meta_gradient(
     """
     exemplars = exemplars.detach().requires_grad_(True)
     parameters = {name: value.detach() for name, value in network.named_parameters()}
-    weights = {name: value.requires_grad_(True) for name, value in parameters.items() if not name.endswith(".original")}
+    replaced = _replaced(network)
+    weights = {name: value.requires_grad_(True) for name, value in parameters.items() if name not in replaced}
     constants = {**parameters, **dict(network.named_buffers())}
 
     def loss(own: Weights, samples: Tensor, wanted: Tensor) -> Tensor:
@@ -124,6 +126,14 @@ class Units:
     def raw(self, scaled: Tensor) -> Tensor:
         """Undo `scaled`, within the range."""
         return torch.clamp(scaled * self.spread + self.mean, self.low, self.high)
+
+
+def _replaced(network: nn.Module) -> set[str]:
+    """Return the names of weights whose parametrisation has parameters of its own."""
+    return {
+        f"{name}.original" for name, module in network.named_modules()
+        if isinstance(module, parametrize.ParametrizationList) and any(True for own in module for _ in own.parameters())
+    }  # fmt: skip
 
 
 class _Scaled(nn.Module):

@@ -422,11 +422,11 @@ def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Pat
         assert Memory(memory).classes == dict.fromkeys(range(CLASSES), TRAIN)
     weights = sum(p.numel() for p in (*body().parameters(), *nn.Linear(8, CLASSES).parameters()))
     held = {"bic": 2 * CLASSES, "ewc": weights, "mas": weights, "gfr": (200 + 1 + CLASSES) * 16 + 16 * 17 + 17 * 8}
-    if method == "m2kd":  # two networks, of 2 and 4 classes, and their auxiliary classifiers
+    if method == "m2kd":  # two networks, of 2 and 4 classes, with auxiliary classifiers, and the last one's
         norm = 4 * 2 * 8 + 8  # its running statistics, and a counter of 8 bytes
         sizes = [4 * sum(p.numel() for p in (*body().parameters(), *two.parameters(), *two.parameters())) + norm
                  for two in (nn.Linear(8, 2), nn.Linear(8, 4))]  # fmt: skip
-        assert sum(last.held_bytes.values()) == sum(sizes)
+        assert last.held_bytes == {"snapshots": sum(sizes), "auxiliary": 4 * 9 * CLASSES}
     else:
         assert sum(last.held_bytes.values()) == 4 * held.get(method, 0)
 
@@ -766,6 +766,12 @@ def test_upper_bounds_keep_what_they_see(data: Path, tmp_path: Path) -> None:
 def test_a_rate_takes_the_place_of_the_presets() -> None:
     memory = build_run_config("kril", {"data": "x", "memory.budget": 5_000_000}, preset="fast").memory
     assert (memory.codec, memory.preset, memory.ratio, memory.budget) == ("transform", "fast", None, 5_000_000)
+
+
+def test_a_budget_takes_the_place_of_the_presets_count_where_the_codec_is_lossless() -> None:
+    for codec, count in (("webp_lossless", None), ("webp", 20), (None, None)):
+        built = build_run_config("lucir", {"data": "x", "memory.codec": codec, "memory.budget": 9}, preset="small")
+        assert (built.memory.per_class, built.memory.exemplars) == (count, "herding")
 
 
 def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_earlier_networks_come_back_as_they_were(
     settings = {"memory.codec": None, "training.weight_decay": 0.1, **settings}
     result = run(data, tmp_path / "run", **settings)
     held = [step.held_bytes["snapshots"] for step in result.steps]
+    assert result.steps[-1].held_bytes["auxiliary"] == 4 * 6 * (8 + 1)
     assert held == sorted(held)
     assert held[0] < held[1] < held[2]
     assert ("nme" in result.steps[-1].other_accuracy) == ("memory.per_class" in settings)
@@ -158,5 +159,5 @@ def test_each_group_of_classes_is_taught_by_its_own_network(options: dict[str, A
 def test_options_that_cannot_be(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"options.layer of m2kd"):
         learn(config(data, "m2kd"), tmp_path / "a")
-    with pytest.raises(ConfigError, match="prediction=nme needs exemplars"):
+    with pytest.raises(ConfigError, match="options of m2kd need exemplars"):
         run(data, tmp_path / "b", **{"options.prediction": "nme", "memory.codec": None})

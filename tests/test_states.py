@@ -90,6 +90,8 @@ class Opened:
         (lambda folder: torch.save([1], folder / "a.pt"), "holds a list; expected a state dict"),
         (lambda folder: torch.save({}, folder / "a.pt"), "holds no arrays"),
         (lambda folder: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, folder / "a.pt"), "type complex64"),
+        (lambda folder: torch.save({"": torch.zeros(2)}, folder / "a.pt"), "'' is no name"),
+        (lambda folder: torch.save({"w": torch.eye(2).to_sparse()}, folder / "a.pt"), "'w' is sparse"),
         (lambda folder: torch.save({"a/b": torch.zeros(2)}, folder / "a.pt"), "cannot hold array 'a/b'"),
         (lambda folder: (folder / "a.pt").write_bytes(b"no checkpoint"), "a.pt"),
         (lambda folder: (folder / "a.pt").write_bytes(b""), "a.pt"),

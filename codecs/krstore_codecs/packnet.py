@@ -30,7 +30,7 @@ from krstore.codec import (
     SnapshotOpenContext,
 )
 from krstore.config import CodecConfig
-from krstore.dtypes import numpy_dtype
+from krstore.dtypes import cast, numpy_dtype
 from krstore.entropy import MAX_SYMBOLS, Table, decode_runs, encode_runs, pack_tables, unpack_tables
 from krstore.errors import ArchiveError, CorruptStoreError
 from krstore.snapshots import ArraySpec, SnapshotSource, SnapshotSpec, State, is_float
@@ -201,7 +201,7 @@ class _PackNetDecoder(SnapshotDecoder):
             raise CorruptStoreError(f"{len(steps)} quantiser steps for {len(counts)} parameters, or one is not finite")
         runs = _unpack_runs(data, list(counts.values()))
         return {
-            name: (run * step).astype(numpy_dtype(array.dtype))
+            name: cast(run * step, numpy_dtype(array.dtype))
             for (name, array), run, step in zip(self._shared.items(), runs, steps, strict=True)
         }
 

@@ -3,14 +3,16 @@
 Early layers have more numbers than the image, and then nothing that stores features can match an image with a network
 beside it. The network's weights, up to the layer, are counted once; the images are stored by an image codec. What
 comes back is what `krstore extract` computed, up to the rounding of another batch size, and to the images' own error.
+
+A store names its network; reading it builds that one, so it must be one of `krstore.backbones`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -18,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_state
 from safetensors.torch import save as state_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
+from krstore import backbones
 from krstore.codec import Codec, Decoder, FitContext, Kind, Knob, OpenContext, PayloadSink
 from krstore.config import CodecConfig, build_config
 from krstore.dtypes import cast, numpy_dtype
@@ -36,8 +39,9 @@ from krstore.tensors import as_array
 __all__ = ["Recompute", "RecomputeConfig"]
 
 NETWORK, WEIGHTS = "network/recompute", "network/recompute.safetensors"
-LIBRARIES = ("krstore.backbones", "torchvision.models")
+LIBRARY = "krstore.backbones"
 BATCH = 128
+BLOCK_BYTES = 8  # of a block in an index
 LOSSLESS = -1.0  # the knob's place before the lossy codec's first
 AGREEMENT = 1e-3  # of the features' root mean square; float16 archives are within it
 
@@ -59,7 +63,9 @@ class RecomputeConfig(CodecConfig, frozen=True, kw_only=True):
     )
 
 
-_Argument = bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] | float
+_Argument = bool | Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+_Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 14)]
+_Numbers = Annotated[list[float], msgspec.Meta(max_length=1 << 14)]
 
 
 class _Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,14 +74,14 @@ class _Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     model: str
     model_args: dict[str, _Argument]
     layer: str
-    layout: str
+    layout: Literal["nhwc", "nchw", "nhw"]
     divisor: Annotated[int, msgspec.Meta(ge=1)]
-    mean: list[float] | None
-    std: list[float] | None
+    mean: _Numbers | None
+    std: _Numbers | None
     codec: str
-    shape: tuple[int, ...]
-    dtype: str
-    channel_axis: int | None
+    shape: Annotated[tuple[_Side, ...], msgspec.Meta(min_length=2, max_length=3)]
+    dtype: Literal["float16", "float32", "float64", "uint8"]
+    channel_axis: Annotated[int, msgspec.Meta(ge=0, le=2)] | None
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,13 @@ class Recompute(Codec[RecomputeConfig, Recomputed]):
         model, arguments = str(spec.attributes["model"]), spec.attributes.get("model_args", {})
         if not _is_known(model):
             raise UsageError(
-                f"codec recompute: the network is {model}; a store may name only those of {' and '.join(LIBRARIES)}, "
-                "because reading it imports them"
+                f"codec recompute: the network is {model}; a store may name only those of {LIBRARY}, because reading "
+                "it builds them"
             )
-        if not all(isinstance(value, int | float) for value in arguments.values()):
-            raise UsageError(f"codec recompute: the network's arguments {arguments} are not all numbers")
+        try:
+            msgspec.convert(arguments, dict[str, _Argument])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"codec recompute: the network's arguments {arguments}: {error}") from error
 
     def fit(self, source: Source, context: FitContext) -> Recomputed:
         """Check that the images give the features, and choose how they are stored.
@@ -142,13 +150,16 @@ class Recompute(Codec[RecomputeConfig, Recomputed]):
         inputs = Inputs(facts["input_layout"], facts["input_divisor"], facts.get("mean"), facts.get("std"))
         _check(source, images, outputs, inputs, context.device)
         weights = outputs.state(inputs.normalised(images.read(np.arange(1)), context.device))
-        left = None if context.budget is None else context.budget - sum(tensor.nbytes for tensor in weights.values())
+        left = None if context.budget is None else context.budget - len(_weight_bytes(weights))
         own = replace(context, stats=scan(images), budget=left, max_mse=None, task_model=None, decoder=None)
         codecs = [(codec, codec.fit(images, own)) for codec in self._codecs(images.spec)]
+        if left is not None and len(codecs) > 1:
+            codecs = codecs[:1] if _size(*codecs[0]) <= left else codecs[1:]
         described = _Network(
-            model=facts["model"], model_args=facts.get("model_args", {}), layer=facts["layer"], layout=inputs.layout,
-            divisor=inputs.divisor, mean=inputs.mean, std=inputs.std, codec="", shape=images.spec.shape,
-            dtype=images.spec.dtype, channel_axis=images.spec.channel_axis,
+            model=facts["model"], model_args=facts.get("model_args", {}), layer=facts["layer"],
+            layout=facts["input_layout"], divisor=inputs.divisor, mean=inputs.mean, std=inputs.std, codec="",
+            shape=images.spec.shape, dtype=images.spec.dtype,  # type: ignore[arg-type]
+            channel_axis=images.spec.channel_axis,
         )  # fmt: skip
         return Recomputed(described, weights, codecs)
 
@@ -162,7 +173,7 @@ class Recompute(Codec[RecomputeConfig, Recomputed]):
         """Write the network, and the images at one setting."""
         codec, images = fitted.codecs[0 if knob == LOSSLESS else -1]
         sink.write(NETWORK, msgspec.json.encode(msgspec.structs.replace(fitted.network, codec=codec.name)))
-        sink.write(WEIGHTS, state_bytes({name: tensor.cpu() for name, tensor in fitted.weights.items()}))
+        sink.write(WEIGHTS, _weight_bytes(fitted.weights))
         codec.pack(images, knob, sink)
 
     def settled(self, fitted: Recomputed) -> RecomputeConfig:
@@ -183,13 +194,15 @@ class Recompute(Codec[RecomputeConfig, Recomputed]):
         except (msgspec.DecodeError, msgspec.ValidationError, SafetensorError) as error:
             raise CorruptStoreError(f"the network cannot be read: {error}") from error
         if not _is_known(named.model):
-            raise CorruptStoreError(f"the network is said to be {named.model}; expected one of {', '.join(LIBRARIES)}")
+            raise CorruptStoreError(f"the network is said to be {named.model}; expected one of {LIBRARY}")
         try:
-            network = load_module(named.model, arguments=named.model_args)
-            network.load_state_dict(state, strict=False)
-            outputs = LayerOutputs(network.to(context.device), named.layer)
+            outputs = LayerOutputs(_built(named, state, context.device), named.layer)
+            inputs = Inputs(named.layout, named.divisor, named.mean, named.std)
+            blank = inputs.normalised(np.zeros((1, *named.shape), named.dtype), context.device)
+            if missing := outputs.state(blank).keys() - state.keys():
+                raise UsageError(f"it lacks {min(missing)}")
             codec = get_sample_codec(named.codec)
-        except (KrstoreError, RuntimeError) as error:
+        except (KrstoreError, RuntimeError, TypeError) as error:
             raise CorruptStoreError(f"the network {named.model} cannot be built again: {error}") from error
         if codec.kind is not Kind.DENSE or codec is cls:
             raise CorruptStoreError(f"images are said to be stored with {named.codec}, which stores no images")
@@ -197,7 +210,6 @@ class Recompute(Codec[RecomputeConfig, Recomputed]):
             samples=context.spec.samples, shape=named.shape, dtype=named.dtype, channel_axis=named.channel_axis
         )
         images = codec.open(payload, replace(context, spec=spec))
-        inputs = Inputs(named.layout, named.divisor, named.mean, named.std)
         return _RecomputeDecoder(images, outputs, inputs, context)
 
     def _codecs(self, spec: SourceSpec) -> list[Codec[Any, Any]]:
@@ -245,7 +257,21 @@ class _RecomputeDecoder(Decoder):
 
 
 def _is_known(model: str) -> bool:
-    return model.partition(":")[0] in LIBRARIES
+    library, _, name = model.partition(":")
+    return library == LIBRARY and name in backbones.__all__
+
+
+def _built(named: _Network, state: Mapping[str, Tensor], device: str) -> nn.Module:
+    """Return the network with these weights; those that the store does not have are of no memory, and of no use."""
+    factory = getattr(backbones, named.model.partition(":")[2])
+    with torch.device("meta"):
+        network: nn.Module = factory(**named.model_args)
+    found = network.load_state_dict(
+        {name: value.to(device) for name, value in state.items()}, strict=False, assign=True
+    )
+    if found.unexpected_keys:
+        raise UsageError(f"it has no {found.unexpected_keys[0]}")
+    return network.eval().requires_grad_(False)
 
 
 def _check(source: Source, images: Source, outputs: LayerOutputs, inputs: Inputs, device: str) -> None:
@@ -262,3 +288,31 @@ def _check(source: Source, images: Source, outputs: LayerOutputs, inputs: Inputs
             f"image {ids[wrong][0]} does not give the features of sample {ids[wrong][0]} (they are up to "
             f"{apart[wrong][0]:.3g} apart); the images must be those of the archive's samples, in their order"
         )
+
+
+def _weight_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    return state_bytes({name: tensor.cpu().contiguous() for name, tensor in weights.items()})
+
+
+class _Counter:
+    """A sink that only counts."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def write(self, name: str, data: bytes) -> None:
+        self.total += len(data)
+
+    def write_blocks(self, name: str, block_samples: int, blocks: Iterable[bytes]) -> None:
+        for block in blocks:
+            self.total += len(block) + BLOCK_BYTES
+
+    def keep(self, ids: Ids) -> None:
+        return
+
+
+def _size(codec: Codec[Any, Any], images: Any) -> int:
+    """Return about how many bytes a codec without a setting takes for images."""
+    sink = _Counter()
+    codec.pack(images, 0.0, sink)
+    return sink.total

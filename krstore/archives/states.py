@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ def snapshot(
     if not paths:
         raise UsageError("no states to keep; name a file for each step")
     check_target(output, force=force)
+    numbers = [re.findall(r"\d+", path.stem) for path in paths]
+    if any([*map(int, before)] > [*map(int, after)] for before, after in pairwise(numbers)):
+        progress.note(f"{', '.join(path.name for path in paths)}: steps 0, 1, ... are taken in this order")
     with progress.task("states", 2 * len(paths), "files") as task:
         steps = []
         for path in paths:
@@ -80,6 +85,10 @@ def read_state(path: str | Path) -> State:
     tensors = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
     state = {}
     for name, tensor in tensors.items():
+        if not name.strip(".") or "\0" in name:
+            raise ArchiveError(f"{path}: {name!r} is no name of an array")
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise ArchiveError(f"{path}: {name!r} is {'empty' if tensor.is_meta else 'sparse'}; expected plain tensors")
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in STATE_DTYPES:
             raise ArchiveError(f"{path}: {name!r} is of type {dtype}; expected one of {', '.join(STATE_DTYPES)}")
@@ -105,7 +114,7 @@ def _checkpoint(path: Path) -> Mapping[str, torch.Tensor]:
             f"{path} holds more than weights, or is no checkpoint ({reason}); save network.state_dict() alone, best as "
             "safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged checkpoint fails in any way
         raise ArchiveError(f"{path} cannot be read as a checkpoint of torch.save: {error}") from error
     wrapped = [loaded[name] for name in WRAPPERS if isinstance(loaded, Mapping) and name in loaded]
     state = wrapped[0] if wrapped and isinstance(wrapped[0], Mapping) else loaded

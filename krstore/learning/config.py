@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.registry import get_sample_codec
 
 __all__ = ["PRESETS", "Adjusting", "Finetuning", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
 
@@ -180,9 +181,9 @@ def build_run_config(
         method: the learner.
         settings: single values, typed or as text, those of a table by a dotted name (``{"training.epochs": 5}``);
             `None` is no value.
-        preset: ``"paper"`` or ``"fast"``: hyper-parameters of all methods, and what single methods have of their own.
-            What it says of the memory holds for its codec; naming another leaves that out, as a ratio or a budget does
-            with the preset's.
+        preset: one of `PRESETS`: hyper-parameters of all methods, and what single methods have of their own. What it
+            says of the memory holds for its codec; naming another leaves that out, as a ratio or a budget does with the
+            preset's.
         file: a TOML file with the same names.
 
     Raises:
@@ -213,7 +214,7 @@ def _left(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if "codec" in preset and (own.get("codec", preset["codec"]) != preset["codec"] or own.keys() & SELECTION):
         return {}  # rate and settings are of the preset's codec
     left_out = {name for names in (RATES, COUNTS) if own.keys() & names for name in names}
-    if own.keys() & RATES and "codec" not in own:
+    if own.keys() & RATES and ("codec" not in own or get_sample_codec(own["codec"]).lossless):
         left_out |= COUNTS  # as many exemplars as fit
     return {name: value for name, value in preset.items() if name not in left_out}
 

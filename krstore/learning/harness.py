@@ -118,6 +118,8 @@ class _Run:
                 config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
             self.recall.check(len(self.result.steps))
+        elif self.learner.needs_exemplars:
+            raise ConfigError(f"these options of {config.method} need exemplars; name some (--exemplars herding)")
         elif config.finetuning is not None:
             raise ConfigError(f"finetuning is on what a memory holds, and this run of {config.method} has none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from payloads import MemoryPayload
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 import krstore
 from krstore.archives import open_archive
@@ -102,8 +103,8 @@ def changed(source: Source, **attributes: Any) -> Source:
     [
         ({}, {"images": None}, "--set images=FILE"),
         ({"layer": None}, {}, "attributes lack layer"),
-        ({"model": "os:system"}, {}, "a store may name only those of krstore.backbones and torchvision.models"),
-        ({"model_args": {"weights": "DEFAULT"}}, {}, "not all numbers"),
+        ({"model": "os:system"}, {}, "a store may name only those of krstore.backbones, because"),
+        ({"model_args": {"classes": "DEFAULT"}}, {}, "arguments .* Expected `bool | int`"),
         ({"weights_sha256": "0" * 64}, {}, "not those that the features were computed with"),
         ({"mean": [0.4]}, {}, "image 0 does not give the features of sample 0"),
         ({}, {"codec": "herding"}, "codec=herding does not store images"),
@@ -135,13 +136,18 @@ def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
     ("own", "message"),
     [
         ({"model": "os:system"}, "expected one of"),
-        ({"model": "krstore.backbones:nothing"}, "cannot be built again"),
+        ({"model": "krstore.backbones:nothing"}, "expected one of"),
+        ({"model_args": {"pretrained": 1}}, "cannot be built again"),
+        ({"model_args": {"classes": 8}}, "cannot be built again"),
+        ({"dtype": "nonsense"}, "cannot be read"),
+        ({"layout": "zzz"}, "cannot be read"),
+        ({"shape": [1 << 20, 8, 3]}, "cannot be read"),
         ({"model_args": {"classes": 1 << 40}}, "cannot be read"),
         ({"layer": "layer9"}, "cannot be built again"),
         ({"codec": "herding"}, "stores no images"),
         ({"codec": "recompute"}, "stores no images"),
         ({"divisor": 0}, "cannot be read"),
-        ({"mean": [0.0, 1.0]}, "cannot take the images"),
+        ({"mean": [0.0, 1.0]}, "cannot be built again"),
         ({"layer": "layer2.0"}, "the layer answers"),
     ],
 )
@@ -162,3 +168,41 @@ def test_a_network_that_is_not_what_it_should_be(own: dict[str, Any], message: s
     spec = replace(open_archive(folder / "features.h5").spec, samples=4, shape=(16, 8, 8))
     with pytest.raises(CorruptStoreError, match=message):
         Recompute.open(payload, OpenContext(spec=spec, kept=4, labels=None, device="cpu")).decode(np.arange(2))
+
+
+def test_a_store_without_a_weight_is_corrupt_and_reading_leaves_random_numbers_alone(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.krs"
+    whole = krstore.encode(folder / "features.h5", path, "recompute", settings=settings(folder), ratio=50, device="cpu")
+    before = torch.get_rng_state()
+    whole.read([0])
+    krstore.open(path, device="cpu").read([1])
+    assert torch.equal(before, torch.get_rng_state())
+    with zipfile.ZipFile(path) as file:
+        payload = MemoryPayload()
+        for name in file.namelist():
+            if name.startswith("payload/"):
+                payload.write(name.removeprefix("payload/"), file.read(name))
+    weights = load(payload.read(WEIGHTS))
+    del weights["layer1.0.conv2.weight"]
+    payload.write(WEIGHTS, save(weights))
+    context = OpenContext(spec=open_archive(folder / "features.h5").spec, kept=SAMPLES, labels=None, device="cpu")
+    with pytest.raises(CorruptStoreError, match=r"it lacks layer1\.0\.conv2\.weight"):
+        Recompute.open(payload, context)
+    payload.write(WEIGHTS, save({**weights, "other": torch.zeros(1)}))
+    with pytest.raises(CorruptStoreError, match="it has no other"):
+        Recompute.open(payload, context)
+
+
+def test_lossless_images_are_taken_where_they_are_smaller_than_lossy_ones(folder: Path, tmp_path: Path) -> None:
+    lossless = krstore.encode(
+        folder / "features.h5", tmp_path / "a.krs", "recompute", device="cpu", ratio=10,
+        settings=settings(folder, codec="webp_lossless"),
+    )  # fmt: skip
+    store = krstore.encode(
+        folder / "features.h5", tmp_path / "b.krs", "recompute", device="cpu", settings=settings(folder),
+        max_bytes=lossless.bytes.file + 200,
+    )  # fmt: skip
+    assert store.quality.nmse < 1e-10
+    assert store.bytes.file <= lossless.bytes.file + 200

@@ -22,16 +22,19 @@ class Masks:
 
     Attributes:
         index: by name, the step that has taken each weight, uint8; `FREE` for none.
+        pruned: whether the step under way has taken its weights.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._weights = {name: weight for name, weight in module.named_parameters() if weight.ndim > 1}
         self.index = {name: torch.full_like(w, FREE, dtype=torch.uint8) for name, w in self._weights.items()}
+        self.pruned = False
         self._held: dict[str, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def begin(self) -> None:
         """Hold what earlier steps have taken; what is free may be trained."""
+        self.pruned = False
         self._hold({name: index != FREE for name, index in self.index.items()})
 
     @torch.no_grad()
@@ -45,9 +48,10 @@ class Masks:
             magnitudes = weight[free].abs()
             cut = round(ratio * magnitudes.numel())
             kept = torch.ones_like(magnitudes, dtype=torch.bool)
-            kept[magnitudes.argsort()[:cut]] = False
+            kept[magnitudes.argsort(stable=True)[:cut]] = False
             self.index[name][free] = torch.where(kept, step, FREE).to(torch.uint8)
             weight[self.index[name] == FREE] = 0.0
+        self.pruned = True
         self._hold({name: index != step for name, index in self.index.items()})
 
     @torch.no_grad()
@@ -62,10 +66,9 @@ class Masks:
             name: torch.where(self.index[name] <= step, weight.detach(), 0.0) for name, weight in self._weights.items()
         }
 
-    def load(self, index: Mapping[str, Tensor], step: int) -> None:
-        """Take up an index, after the pruning of a step, or before it."""
-        self.index = {name: index[name].to(weight.device) for name, weight in self._weights.items()}
-        pruned = any((own == step).any() for own in self.index.values())
+    def load(self, index: Mapping[str, Tensor], step: int, pruned: bool) -> None:
+        """Take up an index during a step, after its pruning or before it."""
+        self.index, self.pruned = {name: index[name].to(w.device) for name, w in self._weights.items()}, pruned
         self._hold({name: own != (step if pruned else FREE) for name, own in self.index.items()})
 
     def _hold(self, held: Mapping[str, Tensor]) -> None:

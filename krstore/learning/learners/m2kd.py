@@ -7,7 +7,9 @@ half as long once more and frozen, and the next step has the others (Alg. 1, Eqs
 
 Outputs are sigmoids. The equations print only the first half of the binary cross-entropy, which alone is least where
 all outputs are 1; both halves are taken, as in iCaRL's code. Sums over classes are means here, in all terms alike, as
-the learning rate presupposes.
+the learning rate presupposes. What the paper leaves open: "the second residual block" is read as the second stage; its
+classifier is linear, of the average over positions; the old classes' labels are used by its cross-entropy alone; and
+the training after pruning repeats the schedule, its epochs and milestones halved.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.errors import UnknownNameError, UsageError
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import Learner, LearnerConfig, Rehearsal, SampleBatches, frozen
 from krstore.learning.learners.icarl import binary_loss, exemplar_means
@@ -47,7 +49,8 @@ class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
         classification: alpha, of the auxiliary classifier's cross-entropy over all classes.
         layer: the module of the body whose output it classifies.
         pruning: keep earlier networks in one set of weights; otherwise each by itself.
-        ratio: the share of the free weights that is pruned after a step; the paper has 0.8 where steps are few.
+        ratio: the share of the free weights that is pruned after a step; the paper has 0.8 where steps are few. (What
+            its Table 1 calls 0 is no pruning.)
         finetuning: epochs after pruning, as a share of the step's.
         prediction: ``"cnn"``, by the classifier, or ``"nme"``, by the nearest mean of the exemplars, if there are any.
     """
@@ -58,7 +61,7 @@ class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
     classification: Annotated[float, msgspec.Meta(ge=0)] = 0.5
     layer: str = "layer2"
     pruning: bool = True
-    ratio: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.75
+    ratio: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.75
     finetuning: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     prediction: Literal["cnn", "nme"] = "cnn"
 
@@ -75,6 +78,7 @@ class M2KD(Learner):
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
         super().__init__(options, network, seed)
+        self.needs_exemplars = self.config.prediction == "nme"
         if self.config.auxiliary:
             known = [name for name, _ in network.body.named_modules() if name]
             if self.config.layer not in known:
@@ -94,7 +98,8 @@ class M2KD(Learner):
         if task.number > len(self._own):
             self._own.append(self._current(task.first))
         self._teachers = [self._teacher(own, step) for step, own in enumerate(self._own)]
-        self._masks.begin()
+        if self.config.pruning:
+            self._masks.begin()
 
     def imprint(self, task: Task, samples: SampleBatches) -> None:
         """Give the auxiliary classifier the new classes."""
@@ -150,29 +155,31 @@ class M2KD(Learner):
 
     def held(self) -> dict[str, int]:
         """Return the bytes of all networks but the last: what they add to a store of packnet, or each by itself."""
+        branch = [] if self._branch is None else list(self._branch.parameters())
+        own_bytes = {} if self._branch is None else {"auxiliary": sum(tensor.nbytes for tensor in branch)}
         if not self.config.pruning:
-            return {"snapshots": sum(tensor.nbytes for own in self._own for tensor in own.values())}
-        last = self._current(self._task.stop)
+            return {"snapshots": sum(tensor.nbytes for own in self._own for tensor in own.values()), **own_bytes}
+        last = {n: value for n, value in self._current(self._task.stop).items() if not n.startswith("auxiliary.")}
         states: list[State] = []
         for step, own in enumerate([*self._own, last]):
             shared = {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
             states.append({name: as_array(tensor) for name, tensor in {**shared, **own}.items()})
-        return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:])}
+        return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:]), **own_bytes}
 
     def state(self) -> dict[str, Tensor]:
         """Return the earlier networks' own arrays, the weights' steps, and the auxiliary classifier."""
         kept = {f"own{step}/{name}": value for step, own in enumerate(self._own) for name, value in own.items()}
         kept |= {f"index/{name}": index for name, index in self._masks.index.items()}
+        kept["pruned"] = torch.tensor(self._masks.pruned)
         if self._branch is not None:
             kept |= {f"branch/{name}": value for name, value in self._branch.state_dict().items()}
-        return kept if self._means is None else {**kept, "means": self._means}
+        return kept
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take these up."""
         steps = {name.partition("/")[0] for name in state if name.startswith("own")}
         self._own = [_part(state, f"own{step}/") for step in range(len(steps))]
-        self._masks.load(_part(state, "index/"), len(self._own))
-        self._means = state.get("means")
+        self._masks.load(_part(state, "index/"), len(self._own), bool(state["pruned"]))
         branch = _part(state, "branch/")
         if branch:
             self._branch = _linear(branch["weight"], branch["bias"])
@@ -219,8 +226,7 @@ class M2KD(Learner):
         return torch.cat(logits, 1), torch.cat(own, 1) if own else None
 
     def _nearest(self, x: Tensor) -> Tensor:
-        if self._means is None:
-            raise ConfigError("options of m2kd: prediction=nme needs exemplars (--exemplars herding)")
+        assert self._means is not None
         return F.normalize(self.network.body(x)) @ self._means.T
 
 
@@ -261,7 +267,10 @@ def _intermediate(network: Network, layer: str, x: Tensor) -> tuple[Tensor, Tens
         logits = network(x)
     finally:
         hook.remove()
-    return logits, seen[0].flatten(2).mean(2) if seen[0].ndim > 2 else seen[0]
+    if not seen or not isinstance(seen[0], Tensor) or not 2 <= seen[0].ndim <= 4:
+        raise UsageError(f"options.layer of m2kd: {layer!r} gives no feature maps, tokens or embeddings")
+    positions = {2: (), 3: (1,), 4: (2, 3)}[seen[0].ndim]
+    return logits, seen[0].mean(positions) if positions else seen[0]
 
 
 def _grown(branch: nn.Linear | None, width: int, classes: int, device: torch.device) -> nn.Linear:
