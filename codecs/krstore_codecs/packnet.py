@@ -40,7 +40,7 @@ from krstore_codecs._words import pack_words, unpack_words
 
 __all__ = ["PackNet", "PackNetConfig", "PackNetQuantised"]
 
-SHARED, INDEX, WEIGHTS = "network/packnet", "network/packnet.index", "network/packnet.weights"
+SHARED, INDEX, WEIGHTS = "network/packnet", "network/packnet.steps", "network/packnet.weights"
 FINEST, COARSEST = 2.0**-13, 8.0  # steps of the quantiser, of a tensor's mean magnitude
 LEVEL = 12
 
