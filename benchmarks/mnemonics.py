@@ -65,7 +65,8 @@ def _learnt_from(
     codec, row = "random", {"rate": None, "inner_rate": None, "steps": None}
     if rate is not None:
         codec, row = "mnemonics", dict(zip(row, rate, strict=True))
-        settings |= {"rate": rate[0], "inner_rate": rate[1], "outer_steps": rate[2], "halve": 1000}
+        steps = 1 if run.tiny else rate[2]
+        settings |= {"rate": rate[0], "inner_rate": rate[1], "outer_steps": steps, "halve": 1000}
     store = krstore.encode(
         train, run.folder / "x.krs", codec, settings=settings, task_model=copy.deepcopy(network), device="cpu",
         force=True,
@@ -75,9 +76,10 @@ def _learnt_from(
     exemplars = krstore.testing.ArraySource(values, kept.labels)
     torch.manual_seed(1)
     temporary, tuned, fresh = copy.deepcopy(network), copy.deepcopy(network), Scores(2 if run.tiny else CLASSES)
+    few = 2 if run.tiny else 200
     _descend(temporary, exemplars, 5, 0.01, len(values), momentum=0.0, training=False)
-    _descend(tuned, exemplars, 60, 0.01, len(values), schedule=False)
-    _descend(fresh, exemplars, 200, 0.1, len(values))
+    _descend(tuned, exemplars, min(few, 60), 0.01, len(values), schedule=False)
+    _descend(fresh, exemplars, few, 0.1, len(values))
     moved = values.astype(float) - kept.read(np.arange(len(values)))
     return {
         **row, "moved": float(np.abs(moved).mean()),

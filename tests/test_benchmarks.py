@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from safetensors.torch import save_file
 
 import krstore
 import krstore.backbones
+from benchmarks._common import main
 from krstore.comparison import compare
 from krstore.testing import example_source
 
@@ -34,10 +39,17 @@ def benchmark(name: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 
 def tiny(name: str, folder: Path) -> Any:
-    ran = benchmark(name, "--size", "tiny", "-o", folder / f"{name}.json")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("| ")
-    document = json.loads((folder / f"{name}.json").read_text())
+    """Run a benchmark in this process, as its command would."""
+    module, output, shown = importlib.import_module(f"benchmarks.{name}"), folder / f"{name}.json", io.StringIO()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("KRSTORE_")}
+    with (
+        patch.object(sys, "argv", [name, "--size", "tiny", "-o", str(output)]),
+        patch.dict(os.environ, environment, clear=True),
+        contextlib.redirect_stdout(shown),
+    ):
+        main(name, module.__doc__, module.measure)
+    assert shown.getvalue().startswith("| ")
+    document = json.loads(output.read_text())
     assert (document["benchmark"], document["size"]) == (name, "tiny")
     assert str(folder) not in json.dumps(document)
     return document
