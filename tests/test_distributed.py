@@ -33,7 +33,7 @@ def archive(tmp_path: Path) -> Path:
     ("codec", "settings"),
     [
         ("transform", ("width=8", "iterations=200")),
-        ("autoencoder", ("iterations=150", "c0=8", "batch_size=100")),
+        pytest.param("autoencoder", ("iterations=150", "c0=8", "batch_size=100"), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_fit_one_codec(archive: Path, tmp_path: Path, codec: str, settings: tuple[str, ...]) -> None:

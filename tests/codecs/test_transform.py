@@ -172,7 +172,7 @@ def test_the_step_follows_the_target(bits: float, grows: bool) -> None:
     assert (float(model.step) > 2) == grows
 
 
-@pytest.mark.parametrize("ratio", [50.0, 150.0])
+@pytest.mark.parametrize("ratio", [50.0, pytest.param(150.0, marks=pytest.mark.slow)])
 def test_nets_lower_the_error_of_what_is_not_linear(tmp_path: Path, ratio: float) -> None:
     source = rectified(1500)
     linear = encode(tmp_path / "l.krs", source, ratio=ratio, settings={"width": 0})
