@@ -133,17 +133,23 @@ def test_help_and_version(process: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "seconds"), [(("--help",), 0.3), (("info", "STORE"), 0.5), (("codecs", "-h"), 0.3)]
+    ("arguments", "limit"), [(("--help",), 1.5), (("info", "STORE"), 3.0), (("codecs", "-h"), 2.0)]
 )
-def test_starting_is_quick(store: Path, arguments: tuple[str, ...], seconds: float) -> None:
-    command = [KRSTORE, *(str(store) if part == "STORE" else part for part in arguments)]
+def test_starting_is_quick(store: Path, arguments: tuple[str, ...], limit: float) -> None:
+    command = [str(KRSTORE), *(str(store) if part == "STORE" else part for part in arguments)]
+    least = [sys.executable, "-c", "import numpy, rich.console, typer"]  # torch alone takes nine times as long
+    assert _processor_seconds(command) < limit * _processor_seconds(least)
+
+
+def _processor_seconds(command: list[str]) -> float:
+    """Return the least time of three, of the processor: another process beside this one must not fail a test."""
     costs = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(costs) < seconds  # processor time: another process beside this one must not fail the test
+    return min(costs)
 
 
 @pytest.mark.parametrize(
