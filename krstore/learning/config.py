@@ -78,8 +78,8 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     Attributes:
         codec, preset, settings: of the stores; default transform, and of exemplars what keeps them losslessly.
         ratio: bytes of the samples over those of the memory; or
-        budget: bytes of the memory when all classes have come, in proportion before, with as many samples of each
-            class as fit where the codec is lossless; without either, what the codec gives.
+        budget: bytes of the memory when all classes have come, in proportion before; without either, what the codec
+            gives. Exemplars whose number is not said fill it at every step: old classes make room for new ones.
         exemplars: keep some samples of each class, chosen by a codec of exemplars (``"herding"``, ``"random"``, ...);
             default random where any of the next two, or a budget for a lossless codec, asks for some, and else all.
         exemplar_settings: options of that codec.

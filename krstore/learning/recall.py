@@ -13,7 +13,7 @@ from torch import nn
 
 from krstore.codec import Kind
 from krstore.config import build_config
-from krstore.errors import ConfigError, UsageError
+from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
@@ -74,6 +74,8 @@ class Recall:
         self._codec, self._preset = get_sample_codec(name), preset
         build_config(name, self._codec.Config, self._codec.presets, preset, self._settings)
         self.scored = self._codec.scored
+        exact = self._selection is not None and (config.codec is None or get_sample_codec(config.codec).lossless)
+        self._filled = exact and config.budget is not None and config.per_class is None and config.total is None
         self._update = config.update
         if config.update == "auto":
             self._update = "double" if self._codec.refits else "append"
@@ -115,6 +117,8 @@ class Recall:
         merging = self._update in ("merge", "double") and number > first
         seen_by = network if self._config.task_model or self._selection is not None else None
         if task.first not in self.memory.classes:
+            if self._filled and number:
+                self._make_room(task)
             path = self._folder / f"task{number}.krs"
             if merging:
                 encode(samples, path, "raw", force=True)
@@ -124,6 +128,8 @@ class Recall:
             path.unlink()
         if self._config.total is not None:
             self.memory.trim(self._quota(task.stop))
+        elif self._filled and number:
+            self.memory.trim(max(count for label, count in self.memory.classes.items() if label < task.first))
         names = [entry.name for entry in self.memory.manifest.stores][first:]
         if merging and len(names) > 1:
             self.memory.merge(
@@ -175,6 +181,23 @@ class Recall:
             **self._target(task.first, task.stop, shared),
         )  # fmt: skip
 
+    def _make_room(self, task: Task) -> None:
+        """Let go of exemplars, the least of each class first, until earlier tasks leave a new one its share.
+
+        Raises:
+            TargetUnreachableError: the budget does not hold an exemplar of each class.
+        """
+        assert self._config.budget is not None
+        limit = self._config.budget * task.first // task.stop
+        while self.memory.bytes > limit:
+            each = max(self.memory.classes.values())
+            fewer = min(each - 1, each * limit // self.memory.bytes)
+            if fewer < 1:
+                raise TargetUnreachableError(
+                    f"memory: budget={self._config.budget} does not hold an exemplar of each of {task.stop} classes"
+                )
+            self.memory.trim(fewer)
+
     def _quota(self, classes: int) -> int:
         """Return how many exemplars of each class are kept when so many have been seen.
 
@@ -191,7 +214,9 @@ class Recall:
 
     def _target(self, first: int, stop: int, shared: int) -> dict[str, Any]:
         """Return what a store of the classes first..stop-1 may take, with `shared` bytes that are counted already."""
-        if self._config.budget is not None:
+        if self._config.budget is not None and self._filled:
+            share = self._config.budget - self.memory.bytes
+        elif self._config.budget is not None:
             share = self._config.budget * (stop - first) // self._scenario.classes
         elif self._config.ratio is not None:
             tasks = [task for task in self._scenario.tasks if first <= task.first < stop]
