@@ -145,6 +145,7 @@ def test_accuracy(tmp_path: Path) -> None:
     assert all(0 <= row["mean"] <= 1 for row in (raw, transform))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path) -> None:
     (row,) = tiny("scaling", tmp_path)["rows"]
     assert row["samples"] == 300
@@ -172,6 +173,7 @@ def test_archives(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_memory(tmp_path: Path) -> None:
     document = tiny("memory", tmp_path)
     assert [row["name"] for row in document["rows"]] == ["krnet encode", "krnet decode"]
@@ -179,6 +181,7 @@ def test_memory(tmp_path: Path) -> None:
         assert 50e6 < row["peak_bytes"] < document["limit_bytes"]
 
 
+@pytest.mark.slow
 def test_random_access(tmp_path: Path) -> None:
     raw, krnet = tiny("random_access", tmp_path)["rows"]
     assert (raw["codec"], raw["multiplications"]) == ("raw", None)

@@ -184,7 +184,9 @@ KILLED = """
         assert os.waitpid(pid, 0)[1] == 0
     goods = []
     for source in sources:
+        began = time.monotonic()
         encode(source, target)
+        taken = time.monotonic() - began
         goods.append(target.read_bytes())
     rng, seen, leftovers = random.Random(0), set(), 0
     for number in range(rounds):
@@ -193,7 +195,7 @@ KILLED = """
             while True:
                 for source in sources:
                     krstore.encode(source, target, codec="raw", force=True)
-        time.sleep(rng.uniform(0.005, 0.12))
+        time.sleep(taken * rng.uniform(0.1, 3))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         seen.add(goods.index(target.read_bytes()))

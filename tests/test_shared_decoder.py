@@ -41,7 +41,7 @@ def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings
     assert (shared.config["width"], shared.config["tile"]) == (first.config["width"], first.config["tile"])
 
 
-@pytest.mark.parametrize("width", [0, 16])
+@pytest.mark.parametrize("width", [0, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_stored_encoder_needs_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     settings = {"width": width, "iterations": 300, "encoder": True}
     first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=8, settings=settings, device="cpu")

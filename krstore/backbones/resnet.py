@@ -98,6 +98,13 @@ class ResNet(nn.Module):
             x = self.get_submodule(name)(x)
         return torch.as_tensor(self.fc(x.mean((2, 3))))
 
+    def split(self, layer: str) -> tuple[nn.Module, ResNetTail]:
+        """Return what makes a layer's output of images, and what makes embeddings of that; both keep the weights."""
+        stem = nn.Sequential(OrderedDict(conv1=self.conv1, bn1=self.bn1, relu=nn.ReLU()))
+        if self.imagenet_stem:
+            stem.add_module("pool", nn.MaxPool2d(3, 2, 1))
+        return nn.Sequential(stem, *_until(self, layer)), ResNetTail(self, layer)
+
 
 def resnet32(classes: int = 50, last_relu: bool = True) -> ResNet:
     """Return the ResNet-32 of the CIFAR class-incremental papers: 463,504 parameters without the classifier."""
@@ -120,16 +127,17 @@ class ResNetTail(nn.Module):
     Its parameters have their names in the whole network, so that its weights load by name.
 
     Args:
-        network: the whole network, whose modules it takes.
-        layer: the block before it, for example ``"layer3.0"``.
+        network: the whole network, or another tail, whose modules it takes.
+        layer: the block before it, for example ``"layer3.0"``, or a stage, ``"layer2"``, for its last block.
     """
 
-    def __init__(self, network: ResNet, layer: str) -> None:
+    def __init__(self, network: ResNet | ResNetTail, layer: str) -> None:
         super().__init__()
         stage, _, block = layer.partition(".")
-        rest = list(network.get_submodule(stage).named_children())[int(block) + 1 :]
+        blocks = dict(network.get_submodule(stage).named_children())
+        rest = {name: module for name, module in blocks.items() if block and int(name) > int(block)}
         self.add_module(stage, nn.Sequential(OrderedDict(rest)))  # empty after the last block of a stage
-        self.stages = network.stages[network.stages.index(stage) :]
+        self.stages: list[str] = network.stages[network.stages.index(stage) :]
         for name in self.stages[1:]:
             self.add_module(name, network.get_submodule(name))
 
@@ -138,6 +146,18 @@ class ResNetTail(nn.Module):
         for name in self.stages:
             features = self.get_submodule(name)(features)
         return features.mean((2, 3))
+
+    def split(self, layer: str) -> tuple[nn.Module, ResNetTail]:
+        """Return what makes a later layer's output, and what makes embeddings of that; both keep the weights."""
+        return nn.Sequential(*_until(self, layer)), ResNetTail(self, layer)
+
+
+def _until(network: ResNet | ResNetTail, layer: str) -> list[nn.Module]:
+    """Return the blocks up to a layer."""
+    stage, _, last = layer.partition(".")
+    found = [network.get_submodule(name) for name in network.stages[: network.stages.index(stage)]]
+    blocks = network.get_submodule(stage).named_children()
+    return [*found, *(module for name, module in blocks if not last or int(name) <= int(last))]
 
 
 def resnet32_tail(layer: str = "layer3.0") -> ResNetTail:

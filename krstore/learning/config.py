@@ -135,6 +135,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         transfer: from the second task on, leave the convolutions as the first one made them, and train a factor for
             each of their kernels instead, and all else (weight transfer, as in the mnemonics paper).
         memory: of learners that have one.
+        budget: bytes of all that is kept between tasks: network, what the method keeps, and the memory, which gets what
+            those will leave it when all tasks have come. `memory.budget` is of the memory alone.
         alone: train, from the second task on, a network of random weights beside, by cross-entropy on what the learner
             sees: forward transfer is measured against it. Takes as long again.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
@@ -162,6 +164,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     finetuning: Finetuning | None = None
     transfer: bool = False
     memory: MemoryConfig = MemoryConfig()
+    budget: Positive | None = None
     alone: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"
@@ -200,7 +203,8 @@ def build_run_config(
         methods = data.pop("methods", {})
         _overlay(values, data)
         _overlay(values, methods.get(method, {}))
-        values["memory"] = _left(values.get("memory", {}), own.get("memory", {}))
+        sized = {"budget": own["budget"]} if "budget" in own else {}
+        values["memory"] = _left(values.get("memory", {}), {**own.get("memory", {}), **sized})
     _overlay(values, own)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)

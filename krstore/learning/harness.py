@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import ConfigError, UsageError
+from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.files import atomic_path
 from krstore.inputs import Inputs
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
-from krstore.learning.network import build_network, leading_modules
+from krstore.learning.network import build_network, leading_modules, stored_bytes
 from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
@@ -98,6 +99,8 @@ class _Run:
             config.model, config.weights, self._example, config.model_args, cosine=method.cosine
         ).to(self.device)
         until = config.frozen_until
+        if until is not None and method.rebuilds:
+            raise ConfigError(f"frozen_until={until}: {config.method} says itself which parts stay; leave it out")
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
         self.learner.mirrored = config.flip
@@ -113,11 +116,17 @@ class _Run:
         self.alone: float | None = None
         if config.transfer and not method.transferable:
             raise ConfigError(f"transfer=true: {config.method} holds on to weights by their names; leave it out")
-        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.asked_for):
+        if config.budget is not None and config.memory.budget is not None:
+            raise ConfigError(
+                f"budget={config.budget} of all, and memory.budget={config.memory.budget}; give one of them"
+            )
+        memory = msgspec.structs.replace(config.memory, budget=config.budget or config.memory.budget)
+        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and memory.asked_for):
             self.recall = Recall(
-                config.memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
+                memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
             self.recall.check(len(self.result.steps))
+            self._share_budget()
         elif self.learner.needs_exemplars:
             raise ConfigError(f"these options of {config.method} need exemplars; name some (--exemplars herding)")
         elif config.finetuning is not None:
@@ -137,8 +146,9 @@ class _Run:
             held_bytes = self.learner.held()
             step = StepResult(
                 seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-                held_bytes=held_bytes, alone=self.alone, **measured,
+                held_bytes=held_bytes, network_bytes=stored_bytes(self.network), alone=self.alone, **measured,
             )  # fmt: skip
+            self._check_budget(step)
             self.result = self.result.with_step(step)
             self._finish(task)
             self.progress.note(
@@ -146,6 +156,31 @@ class _Run:
                 f"{step.memory_bytes + sum(held_bytes.values()):,} bytes, {step.seconds:.0f} s"
             )
         return self.result
+
+    def _share_budget(self) -> None:
+        """Give the memory what of the whole budget network and method will leave it.
+
+        Raises:
+            TargetUnreachableError: nothing.
+        """
+        if self.config.budget is None or self.recall is None:
+            return
+        own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
+        if own >= self.config.budget:
+            raise TargetUnreachableError(
+                f"budget={self.config.budget}: the network of {self.config.method}, and what it keeps, come to "
+                f"{own:,} bytes without any memory; give more, or a smaller model"
+            )
+        self.recall.budget = self.config.budget - own
+
+    def _check_budget(self, step: StepResult) -> None:
+        held_bytes = sum(step.held_bytes.values())
+        kept = step.memory_bytes + step.network_bytes + held_bytes
+        if self.config.budget is not None and kept > self.config.budget:
+            raise TargetUnreachableError(
+                f"budget={self.config.budget}: after {len(step.by_task)} tasks {kept:,} bytes are kept: network "
+                f"{step.network_bytes:,}, {self.config.method} {held_bytes:,}, memory {step.memory_bytes:,}; give more"
+            )
 
     def _memory_bytes(self, task: Task) -> int:
         """Return what is kept of the tasks so far: the memory's files, or for upper bounds the samples themselves."""
@@ -183,10 +218,12 @@ class _Run:
         torch.manual_seed(1000 * self.config.seed + task.number)
         learner.end_step(task, lambda count=None: self._batches(self._some(new, count)))
         if self.recall is not None:
+            self._share_budget()
             self.recall.take(task.number, new, self._seeing())
             self.recall.adjust(task, self._seeing)
             known = self.recall.memory.samples
             if self.config.finetuning is not None and not first:
+                learner.begin_finetuning(task)
                 self._train(task, self.config.finetuning, self._remembered(task, known), learner.exemplar_losses)
             learner.remember(lambda count=None: self._batches(known))
 
@@ -314,6 +351,7 @@ class _Run:
             raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
         self.alone = float(tensors["alone"]) if "alone" in tensors else None
         own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
+        self.learner.reshape(own)
         self.network.load_state_dict(own)
         self.learner.load_state({k.removeprefix("learner/"): v for k, v in tensors.items() if k.startswith("learner/")})
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
 
-__all__ = ["CosineHead", "Network", "build_network", "leading_modules"]
+__all__ = ["CosineHead", "Network", "build_network", "leading_modules", "stored_bytes"]
 
 
 class CosineHead(nn.Module):
@@ -27,14 +27,20 @@ class CosineHead(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(width)
-        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-bound, bound))
-        self.scale = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(torch.empty(classes, width))
+        self.scale = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
 
     def cosines(self, embedded: Tensor) -> Tensor:
         """Return the cosines (B, classes), float32 under autocast too: margins of some hundredths matter."""
         with torch.autocast(embedded.device.type, enabled=False):
             return F.linear(F.normalize(embedded.float()), F.normalize(self.weight))
+
+    def reset_parameters(self) -> None:
+        """Begin anew."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.ones_(self.scale)
 
     def forward(self, embedded: Tensor) -> Tensor:
         """Return the logits."""
@@ -62,19 +68,29 @@ class Network(nn.Module):
         self.head = self._classifier(width, 1)
         self.classes = 0
 
-    def grow(self, classes: int) -> None:
-        """Give the classifier more classes; those that it has keep their weights."""
+    def grow(self, classes: int, width: int | None = None) -> None:
+        """Give the classifier more classes, or embeddings of another width; what it has keeps its weights."""
         before, kept = self.head, self.classes
+        self.width, common = width or self.width, min(self.width, width or self.width)
         with torch.device(before.weight.device):
             self.head = self._classifier(self.width, classes)
         with torch.no_grad():
             for name, value in self.head.named_parameters():
                 old = before.get_parameter(name)
-                if value.ndim:
+                if value.ndim == 2:
+                    value[:kept, :common] = old[:kept, :common]
+                elif value.ndim:
                     value[:kept] = old[:kept]
                 else:
                     value.copy_(old)
         self.classes = classes
+
+    @torch.no_grad()
+    def keep_inputs(self, embeddings: Tensor) -> None:
+        """Let the classifier go on with some of the embeddings' elements, by their numbers."""
+        weight = self.head.weight[:, embeddings].clone()
+        self.grow(self.classes, len(embeddings))
+        self.head.weight.copy_(weight)
 
     def forget_classifier(self) -> None:
         """Go back to before the first class."""
@@ -107,6 +123,11 @@ class _Scaled(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.scale
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module as it is stored: its weights and norm statistics."""
+    return sum(value.nbytes for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked"))
 
 
 def leading_modules(body: nn.Module, until: str) -> list[nn.Module]:

@@ -44,6 +44,7 @@ class Recall:
 
     Attributes:
         memory: the memory.
+        budget: bytes of the memory when all classes have come; what the next tasks are taken in by.
         through_codec: whether new samples are learnt from as the memory gives them back.
         scored: whether `take` needs a network of scores, not of embeddings.
 
@@ -55,6 +56,7 @@ class Recall:
         self, config: MemoryConfig, folder: Path, scenario: Scenario, *, seed: int, device: str, progress: Progress
     ) -> None:
         self._config, self._scenario, self._progress = config, scenario, progress
+        self.budget = config.budget
         self._seed, self._device = seed, device
         self._selection = _selection(config)
         self._settings = dict(config.settings)
@@ -187,14 +189,14 @@ class Recall:
         Raises:
             TargetUnreachableError: the budget does not hold an exemplar of each class.
         """
-        assert self._config.budget is not None
-        limit = self._config.budget * task.first // task.stop
+        assert self.budget is not None
+        limit = self.budget * task.first // task.stop
         while self.memory.bytes > limit:
             each = max(self.memory.classes.values())
             fewer = min(each - 1, each * limit // self.memory.bytes)
             if fewer < 1:
                 raise TargetUnreachableError(
-                    f"memory: budget={self._config.budget} does not hold an exemplar of each of {task.stop} classes"
+                    f"memory: {self.budget} bytes do not hold an exemplar of each of {task.stop} classes"
                 )
             self.memory.trim(fewer)
 
@@ -214,10 +216,10 @@ class Recall:
 
     def _target(self, first: int, stop: int, shared: int) -> dict[str, Any]:
         """Return what a store of the classes first..stop-1 may take, with `shared` bytes that are counted already."""
-        if self._config.budget is not None and self._filled:
-            share = self._config.budget - self.memory.bytes
-        elif self._config.budget is not None:
-            share = self._config.budget * (stop - first) // self._scenario.classes
+        if self.budget is not None and self._filled:
+            share = self.budget - self.memory.bytes
+        elif self.budget is not None:
+            share = self.budget * (stop - first) // self._scenario.classes
         elif self._config.ratio is not None:
             tasks = [task for task in self._scenario.tasks if first <= task.first < stop]
             share = int(sum(self._scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)

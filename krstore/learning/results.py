@@ -29,6 +29,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         confusion: how often a class (row) was taken for another (column), in the order of learning.
         memory_bytes: of the memory's files after the step.
         held_bytes: by name, of what else the method keeps beside the network.
+        network_bytes: of the network's weights and norm statistics, as stored.
         other_accuracy: by name, of the method's other ways to predict.
         alone: accuracy on the step's own classes of a network of random weights that was trained on what the learner
             saw; `None` unless the run asks for it (see `krstore.learning.config.RunConfig`).
@@ -42,6 +43,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     held_bytes: dict[str, int]
     seconds: float
+    network_bytes: int = 0
     other_accuracy: dict[str, float] = {}
     alone: float | None = None
 
@@ -97,6 +99,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             **self._forward_transfer(),
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
+            "network_bytes": last.network_bytes,
             "seconds": sum(step.seconds for step in self.steps),
             **{
                 f"{figure}_{name}": value

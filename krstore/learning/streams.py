@@ -28,11 +28,13 @@ class Batch(NamedTuple):
         x: samples as the network takes them (B, *shape).
         y: labels, in the order of learning (B,).
         replayed: which of them are of earlier tasks (B,), bool.
+        passed: how much of the epoch lies before it, from 0 for the first batch to 1 for the last.
     """
 
     x: Tensor
     y: Tensor
     replayed: Tensor
+    passed: float = 0.0
 
 
 class Samples:
@@ -200,8 +202,9 @@ class Stream:
     def epoch(self) -> Iterator[Batch]:
         """Yield the batches of the next epoch."""
         batches = self._new if self._old is None else self._old.mix(self._new, self._share)
-        for x, y, *_ in batches:
-            yield Batch(self._augment(self._prepare(x), self._generator), y, y < self._first_new)
+        for number, (x, y, *_) in enumerate(batches):
+            passed = min(1.0, number / max(1, self.batches - 1))
+            yield Batch(self._augment(self._prepare(x), self._generator), y, y < self._first_new, passed)
 
 
 def batches_held(

@@ -45,10 +45,12 @@ def test_conforms(name: str, tmp_path: Path) -> None:
     check_codec(name, tmp_path, settings=SETTINGS[name], **ACCEPTED.get(name, {}))
 
 
+@pytest.mark.slow
 def test_krnet_with_codes_conforms(tmp_path: Path) -> None:
     check_codec("krnet", tmp_path, settings={"iterations": 12, "latent": 3})
 
 
+@pytest.mark.slow
 def test_transform_of_tiles_conforms(tmp_path: Path) -> None:
     check_codec("transform", tmp_path, settings={"width": 0, "tile": 2})
 

@@ -266,7 +266,7 @@ def noisy(features: Any) -> Any:
     return features + np.random.default_rng(1).random(features.shape, np.float32)
 
 
-@pytest.mark.parametrize("width", [0, 16])
+@pytest.mark.parametrize("width", [0, pytest.param(16, marks=pytest.mark.slow)])
 def test_restored_channels_vary_as_the_sources_do(tmp_path: Path, width: int) -> None:
     source, settings = rectified(400), {"width": width, "iterations": 300}
     source = ArraySource(noisy(source.features), source.labels)

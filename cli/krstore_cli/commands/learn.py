@@ -51,7 +51,12 @@ def learn(
     ratio: Ratio = None,
     budget: Annotated[
         int | None,
-        option("--budget", parser=parse_bytes, metavar="SIZE", help="Of the memory of all classes: 500kB, 5MB."),
+        option(
+            "--budget",
+            parser=parse_bytes,
+            metavar="SIZE",
+            help="Of network and memory, with all classes: 500kB, 5MB, 7.6MiB.",
+        ),
     ] = None,
     preset: Annotated[
         str | None, option("--preset", help="Hyper-parameters: paper; fast or small for minutes; see the page.")
@@ -89,7 +94,7 @@ def learn(
     given: dict[str, Any] = {
         "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
         "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars,
-        "memory.adjust": {} if adjust else None, "memory.ratio": ratio, "memory.budget": budget, "device": device,
+        "memory.adjust": {} if adjust else None, "memory.ratio": ratio, "budget": budget, "device": device,
         "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
     first = build_run_config(method, given, preset=preset, file=config)
@@ -130,10 +135,11 @@ def _table(results: list[RunResult]) -> Any:
                 str(number), str(seen), " ".join(f"{100 * step.accuracy:.2f}" for step in steps),
                 " ".join(f"{100 * step.top5:.2f}" for step in steps),
                 size_text(max(step.memory_bytes + sum(step.held_bytes.values()) for step in steps)),
+                size_text(max(step.network_bytes for step in steps)),
                 f"{sum(step.seconds for step in steps) / len(steps):.0f}",
             )
         )  # fmt: skip
-    return output.table(("step", "classes", "accuracy %", "top-5 %", "bytes", "s"), rows)
+    return output.table(("step", "classes", "accuracy %", "top-5 %", "bytes", "network", "s"), rows)
 
 
 def _summary(facts: list[dict[str, Any]]) -> Any:
@@ -143,7 +149,7 @@ def _summary(facts: list[dict[str, Any]]) -> Any:
         values = [100 * one[name] for one in facts]
         return f"{mean(values):.2f} %" + (f" +- {stdev(values):.2f}" if len(values) > 1 else "")
 
-    kept = facts[0]["memory_bytes"] + facts[0]["held_bytes"]
+    kept, network = facts[0]["memory_bytes"] + facts[0]["held_bytes"], facts[0]["network_bytes"]
     return output.block(
         facts[0]["method"],
         [
@@ -154,5 +160,6 @@ def _summary(facts: list[dict[str, Any]]) -> Any:
             ("backward transfer", shown("backward_transfer")),
             *([("forward transfer", shown("forward_transfer"))] if "forward_transfer" in facts[0] else []),
             ("bytes kept", f"{kept:,}  {size_text(kept)}"),
+            ("of the network", f"{network:,}  {size_text(network)}"),
         ],
     )

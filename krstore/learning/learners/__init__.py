@@ -11,6 +11,7 @@ __all__ = ["LEARNERS", "get_learner"]
 
 LEARNERS = {
     "bic": "BiC",
+    "der": "DER",
     "ewc": "EWC",
     "finetune": "Finetune",
     "gfr": "GFR",
@@ -22,6 +23,7 @@ LEARNERS = {
     "lwf-mc": "LwFMC",
     "m2kd": "M2KD",
     "mas": "MAS",
+    "memo": "MEMO",
     "replay": "ExperienceReplay",
     "wa": "WA",
 }

@@ -13,6 +13,7 @@ memory and its bytes, checkpoints. A learner says what its paper adds, at these 
     prune(task)               weights that are taken away, and how much is trained again then
     calibrate(samples)        what is fitted to samples that were held out
     end_step(task, samples)   importances, generators; with the task's samples for the last time
+    begin_finetuning(task)    before training on what the memory holds alone, by `exemplar_losses`
     remember(samples)         look at what the memory holds then
     predict(x), also(x)       logits, and those of other ways to predict
 """
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import ConfigError
-from krstore.learning.network import Network
+from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
@@ -70,6 +71,7 @@ class Learner(ABC):
     Attributes:
         cosine: whether it needs a classifier of cosines.
         transferable: whether weights may be replaced by factors of them (`krstore.learning.network.Network.transfer`).
+        rebuilds: whether it makes a body of its own of the network's, and says itself which parts of it stay.
         own_classifier: whether it cannot use a classifier that was trained by cross-entropy, so that the first task is
             trained even where such a one is given.
         needs_exemplars: whether it cannot do without a memory, as its options are.
@@ -86,6 +88,7 @@ class Learner(ABC):
     rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
     cosine: ClassVar[bool] = False
     transferable: ClassVar[bool] = True
+    rebuilds: ClassVar[bool] = False
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     held_out: float = 0.0
     own_classifier: bool = False
@@ -130,6 +133,9 @@ class Learner(ABC):
     def calibrate(self, samples: SampleBatches) -> None:
         """Fit what is fitted to samples that were held out, when the task has been trained on."""
 
+    def begin_finetuning(self, task: Task) -> None:
+        """Prepare for fine-tuning on what the memory holds alone."""
+
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the loss of fine-tuning on what the memory holds alone."""
         return {"ce": F.cross_entropy(self.network(batch.x), batch.y)}
@@ -151,6 +157,14 @@ class Learner(ABC):
     def held(self) -> dict[str, int]:
         """Return the bytes, by name, of what the method keeps between steps beside network and memory."""
         return {name: tensor.nbytes for name, tensor in self.state().items()}
+
+    def final_bytes(self, tasks: int, classes: int) -> int:
+        """Return the most bytes that network and method can come to when all tasks have come, with all classes."""
+        more = classes - self.network.classes
+        return stored_bytes(self.network) + 4 * more * (self.network.width + 1) + sum(self.held().values())
+
+    def reshape(self, state: Mapping[str, Tensor]) -> None:
+        """Give the network the form of one whose state, by name, is to be loaded; its classes it has already."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what the method keeps between steps beside the network."""

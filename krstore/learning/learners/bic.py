@@ -83,6 +83,10 @@ class BiC(DistillingLearner):
         """Return the cross-entropy of corrected logits."""
         return {"ce": F.cross_entropy(self.predict(batch.x), batch.y)}
 
+    def final_bytes(self, tasks: int, classes: int) -> int:
+        """Return the bytes of the network and of the pairs of all classes."""
+        return super().final_bytes(tasks, classes) + 8 * (classes - len(self._pairs))
+
     def state(self) -> dict[str, Tensor]:
         """Return the pairs, one a class."""
         return {"pairs": self._pairs}

@@ -15,6 +15,7 @@ the training after pruning repeats the schedule, its epochs and milestones halve
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,9 @@ from krstore.store.writer import encode_snapshots
 from krstore.tensors import as_array
 
 __all__ = ["M2KD", "M2KDConfig", "auxiliary_loss"]
+
+
+OVERHEAD = 10_000  # of a store, for each network in it
 
 
 class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -165,6 +169,14 @@ class M2KD(Learner):
             shared = {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
             states.append({name: as_array(tensor) for name, tensor in {**shared, **own}.items()})
         return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:]), **own_bytes}
+
+    def final_bytes(self, tasks: int, classes: int) -> int:
+        """Return the most bytes of network and earlier ones: of their own arrays, and of the weights' steps."""
+        branch = 0 if self._branch is None else 4 * classes * (self._branch.in_features + 1)
+        network = super().final_bytes(tasks, classes) - sum(self.held().values())
+        shared = sum(4 * index.numel() for index in self._masks.index.values()) if self.config.pruning else 0
+        steps = math.ceil(shared / 4 * math.log2(tasks + 1) / 8)
+        return network + branch + steps + (tasks - 1) * (network - shared + branch + OVERHEAD)
 
     def state(self) -> dict[str, Tensor]:
         """Return the earlier networks' own arrays, the weights' steps, and the auxiliary classifier."""

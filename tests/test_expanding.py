@@ -1,0 +1,359 @@
+"""DER and MEMO: masks and their removal, extractors that stay as they are, and what they take of a budget."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from krstore.backbones import ResNet, resnet8, resnet32
+from krstore.errors import ConfigError, TargetUnreachableError, UsageError
+from krstore.learning import harness
+from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.data import Dataset
+from krstore.learning.harness import learn
+from krstore.learning.learners._channels import SHARPEST, ChannelMasks, compensated, reshaped, widened
+from krstore.learning.learners._expanding import auxiliary_labels
+from krstore.learning.learners.der import DER
+from krstore.learning.learners.memo import MEMO
+from krstore.learning.network import Network, stored_bytes
+from krstore.learning.results import RunResult, read_result
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+from krstore.testing import ArraySource
+
+FIRST, SECOND = Task(0, 0, 2, (0, 1)), Task(1, 2, 4, (2, 3))
+
+
+def tiny(shortcut: str = "A") -> ResNet:
+    network = ResNet((1, 1), (4, 8), 2, shortcut)
+    network.fc = nn.Identity()  # type: ignore[assignment]
+    for module in network.modules():  # norms that are not neutral
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    return network.eval()
+
+
+def network(width: int = 8) -> Network:
+    torch.manual_seed(0)
+    made = Network(tiny(), width)
+    made.grow(2)
+    return made
+
+
+def images(each: int = 20, classes: int = 4) -> Dataset:
+    def source(count: int, seed: int) -> ArraySource:
+        rng = np.random.default_rng(seed)
+        labels = np.repeat(np.arange(classes), count)
+        centres = np.random.default_rng(7).integers(40, 216, (classes, 1, 1, 3))
+        pixels = np.clip(centres[labels] + rng.normal(0, 25, (len(labels), 8, 8, 3)), 0, 255)
+        return ArraySource(pixels.astype(np.uint8), labels)
+
+    return Dataset.of(source(each, 0), source(10, 1))
+
+
+def config(method: str, **settings: Any) -> RunConfig:
+    quick = {"epochs": 2, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
+    given = {
+        "data": "given", "model": "test_expanding:tiny", "base": 0, "steps": 2, "crop": 0, "base_training": quick,
+        "training": quick, "device": "cpu", **settings,
+    }  # fmt: skip
+    return build_run_config(method, given)
+
+
+# masks
+
+
+@pytest.mark.parametrize(("passed", "expected"), [(0.0, 0.01), (0.5, 0.01 + 99.99 / 2), (1.0, 100.0)])
+def test_masks_grow_sharp_within_an_epoch(passed: float, expected: float) -> None:
+    masks = ChannelMasks(tiny())
+    masks.sharpen(passed)
+    assert masks.sharpness == pytest.approx(expected)
+    with torch.no_grad():
+        masks.scores[0].fill_(0.02)
+    torch.testing.assert_close(masks.masks()[0][0], torch.tensor(1 / (1 + math.exp(-0.02 * expected))))
+
+
+def test_gradients_of_masks_are_compensated() -> None:
+    def slope(value: float) -> float:
+        return 1 / (1 + math.exp(-value)) * (1 - 1 / (1 + math.exp(-value)))
+
+    scores, gradient = torch.tensor([0.5, -1.0, 0.0]), torch.tensor([1.0, 2.0, 3.0])
+    expected = [
+        slope(e) / (4 * slope(4 * e)) * g for e, g in zip(scores.tolist(), gradient.tolist(), strict=True)
+    ]  # fmt: skip
+    torch.testing.assert_close(compensated(gradient, scores, 4.0), torch.tensor(expected))
+    assert compensated(torch.ones(1), torch.tensor([6.0]), SHARPEST).isfinite().all()
+
+
+def test_the_sparsity_loss_is_the_share_of_weights_that_are_left() -> None:
+    masks = ChannelMasks(tiny())  # all scores 0: every mask is a half
+    # convolutions of 9 weights: 3 -> 4, 4 -> 4 and 4 -> 4 of the first block, 4 -> 8 and 8 -> 8 of the second
+    everything = 9 * (3 * 4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
+    left = 9 * (3 * 2 + 2 * 2 + 2 * 2 + 2 * 4 + 4 * 4)
+    assert float(masks.share().detach()) == pytest.approx(left / everything)
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_what_is_left_of_a_network_computes_what_the_masked_one_did(shortcut: str) -> None:
+    torch.manual_seed(3)
+    body, x = tiny(shortcut), torch.randn(5, 3, 8, 8)
+    blank = copy.deepcopy(body)
+    masks = ChannelMasks(body)
+    masks.sharpen(1.0)
+    with torch.no_grad():
+        for scores in masks.scores:
+            scores.copy_(torch.where(torch.rand(len(scores)) < 0.5, 3.0, -3.0))
+        masked = body(x)
+        kept = masks.kept()
+        before = sum(p.numel() for p in body.parameters())
+        embeddings = masks.remove()
+        torch.testing.assert_close(body(x), masked[:, embeddings], rtol=1e-4, atol=1e-5)
+    sizes = [len(part) for part in kept]
+    weights = 9 * (3 * sizes[0] + sizes[0] * sizes[1] + sizes[1] * sizes[2] + sizes[2] * sizes[3] + sizes[3] * sizes[4])
+    norms = 2 * sum(sizes)
+    if shortcut == "B":
+        weights += sizes[2] * sizes[4]
+        norms += 2 * sizes[4]
+    assert sum(p.numel() for p in body.parameters()) == weights + norms < before
+
+    again = copy.deepcopy(blank)  # as a run that goes on has it
+    reshaped(again, body.state_dict())
+    again.load_state_dict(body.state_dict())
+    torch.testing.assert_close(again.eval()(x), body(x))
+
+    whole = widened(blank, body, kept).eval()  # where the fresh channels are masked again, it is what it was
+    masks = ChannelMasks(whole)
+    masks.sharpen(1.0)
+    with torch.no_grad():
+        for scores, part in zip(masks.scores, kept, strict=True):
+            scores.fill_(-3.0)
+            scores[part] = 3.0
+        torch.testing.assert_close(whole(x)[:, embeddings], body(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_that_closes_everything_leaves_the_best_channel() -> None:
+    body = tiny()
+    masks = ChannelMasks(body)
+    with torch.no_grad():
+        for scores in masks.scores:
+            scores.copy_(-1 - torch.rand(len(scores)))
+    assert [len(part) for part in masks.kept()] == [1] * len(masks.scores)
+    masks.remove()
+    assert body(torch.randn(2, 3, 8, 8)).shape == (2, 1)
+
+
+def test_masks_need_a_residual_network() -> None:
+    with pytest.raises(UsageError, match=r"channels can be masked in networks of krstore.backbones alone"):
+        ChannelMasks(nn.Linear(2, 2))
+
+
+# learners
+
+
+def test_labels_of_the_auxiliary_classifier() -> None:
+    assert auxiliary_labels(torch.tensor([0, 3, 4, 5, 6]), 4).tolist() == [0, 0, 1, 2, 3]
+
+
+def stepped(learner: Any, own: Network, batch: Batch) -> None:
+    learner.train_mode()
+    parameters = [p for group in learner.parameter_groups(SECOND) for p in group["params"] if p.requires_grad]
+    optimiser = torch.optim.SGD(parameters, 0.5)
+    torch.stack(list(learner.losses(batch).values())).sum().backward()
+    learner.after_backward()
+    optimiser.step()
+    learner.after_update()
+    own.eval()
+
+
+def batch() -> Batch:
+    y = torch.tensor([0, 1, 2, 3, 2, 3])
+    return Batch(torch.randn(6, 3, 8, 8), y, y < 2, 1.0)
+
+
+@pytest.mark.parametrize("learner_type", [DER, MEMO])
+def test_earlier_extractors_stay_and_a_new_one_begins_as_the_last(learner_type: type[DER | MEMO]) -> None:
+    own = network()
+    learner = learner_type({}, own, 0)
+    learner.begin_step(FIRST)
+    stepped(learner, own, batch()._replace(y=torch.tensor([0, 1, 0, 1, 0, 1])))
+    head = own.head.weight.detach().clone()
+    own.grow(4)
+    learner.begin_step(SECOND)
+    first, second = learner.body.extractors
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    for name, value in second.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    assert own.head.weight.shape == (4, 16)
+    torch.testing.assert_close(own.head.weight[:2, :8], head)
+    shared = {name: value.clone() for name, value in learner.body.shared.state_dict().items()}
+    stepped(learner, own, batch())
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    for name, value in learner.body.shared.state_dict().items():
+        torch.testing.assert_close(value, shared[name])
+    moved = [name for name, value in second.state_dict().items() if not torch.equal(value, before[name])]
+    assert {name for name, _ in second.named_parameters()} < set(moved)  # and norm statistics
+    assert learner.predict(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_losses_are_those_of_all_embeddings_and_of_the_new_ones() -> None:
+    own = network()
+    learner = DER({"auxiliary": 0.5}, own, 0)
+    learner.begin_step(FIRST)
+    assert set(learner.losses(batch()._replace(y=torch.tensor([0, 1, 0, 1, 0, 1])))) == {"ce"}
+    own.grow(4)
+    learner.begin_step(SECOND)
+    own.eval()
+    given = batch()
+    terms = learner.losses(given)
+    one, two = (extractor(given.x) for extractor in learner.body.extractors)
+    logits = torch.cat([one, two], 1) @ own.head.weight.T + own.head.bias
+
+    def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
+        return (scores.exp().sum(1).log() - scores[torch.arange(len(y)), y]).mean()
+
+    torch.testing.assert_close(terms["ce"], cross_entropy(logits, given.y))
+    auxiliary = learner._auxiliary
+    assert auxiliary is not None
+    wanted = cross_entropy(two @ auxiliary.weight.T + auxiliary.bias, torch.tensor([0, 0, 1, 2, 1, 2]))
+    torch.testing.assert_close(terms["aux"], 0.5 * wanted)
+
+
+def test_the_classifier_is_trained_anew_and_alone_at_a_temperature() -> None:
+    own = network()
+    learner = DER({"temperature": 5.0}, own, 0)
+    learner.begin_step(FIRST)
+    body = {name: value.clone() for name, value in own.body.state_dict().items()}
+    before = own.head.weight.detach().clone()
+    learner.begin_finetuning(FIRST)
+    assert not torch.equal(own.head.weight, before)
+    (group,) = learner.parameter_groups(FIRST)
+    assert [id(p) for p in group["params"]] == [id(p) for p in own.head.parameters()]
+    learner.train_mode()
+    given = batch()._replace(y=torch.tensor([0, 1, 0, 1, 0, 1]))
+    loss = learner.exemplar_losses(given)["ce"]
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(own(given.x) / 5, given.y))
+    for name, value in own.body.state_dict().items():
+        torch.testing.assert_close(value, body[name])  # norm statistics too
+
+
+def test_memo_shares_the_first_stages() -> None:
+    own = network()
+    learner = MEMO({}, own, 0)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(own.eval().body(x), network().eval().body(x))
+    own.grow(4)
+    learner.begin_step(SECOND)
+    whole = sum(p.numel() for p in network().body.parameters())
+    special = sum(p.numel() for p in learner.body.last.parameters())
+    assert special == 9 * (4 * 8 + 8 * 8) + 2 * 2 * 8  # the second stage's convolutions and norms
+    assert sum(p.numel() for p in own.body.parameters()) == whole + special
+    with pytest.raises(ConfigError, match="2 of 2 stages leave none to share"):
+        MEMO({"specialised": 2}, network(), 0)
+    with pytest.raises(UsageError, match="memo needs a body with stages"):
+        MEMO({}, Network(nn.Flatten(), 4), 0)
+
+
+def test_memo_trains_what_is_shared_where_asked_to() -> None:
+    own = network()
+    learner = MEMO({"train_shared": True}, own, 0)
+    own.grow(4)
+    learner.begin_step(SECOND)
+    before = learner.body.shared[0].conv1.weight.detach().clone()
+    stepped(learner, own, batch())
+    assert not torch.equal(learner.body.shared[0].conv1.weight, before)
+
+
+# runs
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "der": {"finetuning.epochs": 2, "finetuning.milestones": ()},
+    "der, pruned": {"options.pruning": True, "options.sparsity": 3.0},
+    "memo": {"options.auxiliary": 1.0, "options.align": True},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_counts_its_networks_and_goes_on_after_a_kill(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = name.split(",")[0]
+    run = config(method, **SETTINGS[name], **{"memory.per_class": 5, "steps": 4, "memory.exemplars": "herding"})
+    dataset = images()
+    whole = learn(run, tmp_path / "whole", dataset=dataset)
+    folder = tmp_path / "cut"
+
+    real = harness.save_result
+
+    def killed(place: Path, result: RunResult) -> None:
+        real(place, result)
+        if len(result.steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "save_result", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, folder, dataset=dataset)
+    monkeypatch.undo()
+    assert not read_result(folder).finished
+    again = learn(run, folder, dataset=dataset)
+    assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
+    sizes = [step.network_bytes for step in whole.steps]
+    assert [step.network_bytes for step in again.steps] == sizes
+    assert sizes == sorted(sizes)
+    if name == "der":
+        extractor = stored_bytes(tiny())
+        assert sizes == [t * extractor + 4 * t * (8 * t + 1) for t in (1, 2, 3, 4)]
+    if name == "der, pruned":
+        assert sizes[-1] < 4 * stored_bytes(tiny())
+
+
+@pytest.mark.parametrize("method", ["replay", "der", "memo", "lucir"])
+def test_a_budget_of_all_is_kept_at_every_step(method: str, tmp_path: Path) -> None:
+    budget = 60_000
+    run = config(method, **{"budget": budget, "steps": 4, "memory.exemplars": "herding", "memory.codec": "raw"})
+    result = learn(run, tmp_path, dataset=images(200))
+    kept = [step.memory_bytes + step.network_bytes + sum(step.held_bytes.values()) for step in result.steps]
+    assert max(kept) <= budget
+    assert kept[-1] > 0.9 * budget
+    own = 4 * stored_bytes(tiny()) if method == "der" else stored_bytes(tiny())
+    with pytest.raises(TargetUnreachableError, match=f"the network of {method}, and what it keeps, come to"):
+        learn(config(method, budget=own, steps=4, **{"memory.exemplars": "herding"}), tmp_path / "x", dataset=images())
+
+
+def test_a_model_or_603_exemplars() -> None:
+    def parameters(module: nn.Module) -> int:
+        return 4 * sum(p.numel() for n, p in module.named_parameters() if not n.startswith("fc."))
+
+    image, model = 3 * 32 * 32, parameters(resnet32())
+    assert model == 463_504 * 4
+    assert model // image == 603
+    assert round((model + 2000 * image) / 2**20, 1) == 7.6
+    assert round((10 * model + 2000 * image) / 2**20, 1) == 23.5
+    shared, special = resnet32().split("layer2")
+    assert parameters(special) // image == 457
+    assert (9 * model) // image + 2000 == 7431
+    memo = parameters(shared) + 10 * parameters(special)
+    assert (10 * model + 2000 * image - memo) // image == 3312
+    assert stored_bytes(resnet8().split("layer2")[1]) > parameters(resnet8().split("layer2")[1])  # norm statistics
+
+
+def test_what_does_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="der says itself which parts stay"):
+        learn(config("der", frozen_until="layer1", **{"memory.per_class": 2}), tmp_path / "a", dataset=images())
+    with pytest.raises(ConfigError, match=r"budget=9 of all, and memory.budget=9"):
+        learn(config("replay", budget=9, **{"memory.budget": 9}), tmp_path / "b", dataset=images())
+    with pytest.raises(ConfigError, match="pruning=true is of extractors that are added"):
+        learn(
+            config("der", **{"options.pruning": True, "options.expansion": False, "memory.per_class": 2}),
+            tmp_path / "c", dataset=images(),
+        )  # fmt: skip
