@@ -1,8 +1,9 @@
 """Quality against number: what one byte budget of memory is best spent on, on small images.
 
 Data and tasks are those of `benchmarks.exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
-budget is what some twenty lossless images of each class take. Against as many of them as fit, for LUCIR and for plain
+budget is what some twenty lossless images of each class take. Against as many of them as fit, for iCaRL, LUCIR and plain
 replay: three times as many through lossy codecs; and all images of all classes through transform, for replay and KRIL.
+Fine-tuning without a memory, and learning from all samples, are the bounds.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ WEBP = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "
 TRANSFORM = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "transform"}
 ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": {"encoder": True}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "finetune": ("finetune", {}),
     "replay, herding, lossless": ("replay", LOSSLESS),
     "replay, herding, 60 by webp": ("replay", WEBP),
     "replay, herding, 60 by transform": ("replay", TRANSFORM),
     "replay, all by transform": ("replay", ALL),
+    "icarl, herding, lossless": ("icarl", LOSSLESS),
     "lucir, herding, lossless": ("lucir", LOSSLESS),
     "lucir, herding, 60 by webp": ("lucir", WEBP),
     "lucir, herding, 60 by transform": ("lucir", TRANSFORM),
     "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
+    "joint": ("joint", {}),
 }
 
 
@@ -38,11 +42,15 @@ def measure(run: Run) -> dict[str, Any]:
     """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
     dataset, budget = images(run), 24_000 if run.tiny else BUDGET
     cases = [
-        ((name, seed), functools.partial(_learnt, run, dataset, method, {**own, "memory.budget": budget, "seed": seed}))
+        ((name, seed), functools.partial(_learnt, run, dataset, method, {**_sized(own, budget), "seed": seed}))
         for seed in (SEEDS[:1] if run.tiny else SEEDS)
         for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
     ]
     return {"budget": budget, "rows": resumed(run, ("name", "seed"), cases)}
+
+
+def _sized(settings: dict[str, Any], budget: int) -> dict[str, Any]:
+    return settings | ({"memory.budget": budget} if settings else {})
 
 
 def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:

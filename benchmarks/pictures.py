@@ -97,9 +97,18 @@ def exemplars(document: Document, path: Path) -> None:
     _save(figure, path)
 
 
+def compressed(document: Document, path: Path) -> None:
+    """Draw accuracy against classes seen, means over seeds; of iCaRL by its classifier too."""
+    rows = document["rows"]
+    by_classifier = [
+        row | {"name": f"{row['name']}, CNN", "accuracy": row["accuracy_cnn"]} for row in rows if "accuracy_cnn" in row
+    ]
+    learning({"rows": [*rows, *by_classifier]}, path)
+
+
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
-    "budgets": budgets, "exemplars": exemplars,
+    "budgets": budgets, "exemplars": exemplars, "compressed": compressed,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 

@@ -48,6 +48,7 @@ def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict
     summary = result.summary()
     return {
         "accuracy": [step.accuracy for step in result.steps],
+        **{f"accuracy_{name}": [step.other_accuracy[name] for step in result.steps] for name in result.steps[-1].other_accuracy},
         "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
         "bytes": summary["memory_bytes"] + summary["held_bytes"],
         **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},

@@ -10,7 +10,7 @@ from typing import Any
 from krstore.errors import MissingExtraError
 from krstore.files import atomic_path
 
-__all__ = ["plot_rate_distortion", "require_matplotlib"]
+__all__ = ["plot_lines", "plot_rate_distortion", "require_matplotlib"]
 
 MARKERS = "osD^vPX*"
 
@@ -70,5 +70,39 @@ def plot_rate_distortion(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(plain)
     axes.grid(which="both", alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+
+
+def plot_lines(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]],
+    path: Path,
+    xlabel: str,
+) -> None:
+    """Draw panels side by side, in each a line a name with its deviations, against an axis they share.
+
+    Args:
+        panels: by what their y axis shows, by name: x, y, and how far y goes up and down.
+        path: the .png file, replaced atomically.
+
+    Raises:
+        as `plot_rate_distortion`.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels) + 1.8, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    handles = {}
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axes.set(xlabel=xlabel, ylabel=title)
+        for name, (x, y, spread) in lines.items():
+            number = names.index(name)
+            style = {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "capsize": 2}
+            handles[name] = axes.errorbar(x, y, yerr=spread, label=name, **style)
+        axes.grid(alpha=0.3)
+    figure.legend(list(handles.values()), list(handles), loc="outside right center")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})

@@ -95,7 +95,10 @@ def test_gradients_of_masks_are_compensated() -> None:
 
 
 def test_the_sparsity_loss_is_the_share_of_weights_that_are_left() -> None:
-    masks = ChannelMasks(tiny())  # all scores 0: every mask is a half
+    masks = ChannelMasks(tiny())
+    with torch.no_grad():
+        for scores in masks.scores:
+            scores.zero_()  # every mask is a half
     # convolutions of 9 weights: 3 -> 4, 4 -> 4 and 4 -> 4 of the first block, 4 -> 8 and 8 -> 8 of the second
     everything = 9 * (3 * 4 + 4 * 4 + 4 * 4 + 4 * 8 + 8 * 8)
     left = 9 * (3 * 2 + 2 * 2 + 2 * 2 + 2 * 4 + 4 * 4)

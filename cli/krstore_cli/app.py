@@ -18,6 +18,7 @@ from krstore_cli.commands import (
     demo,
     encode,
     extract,
+    frontier,
     info,
     learn,
     memory,
@@ -42,6 +43,7 @@ app.command(epilog=verify.EXAMPLE)(verify.verify)
 app.command(epilog=decode.EXAMPLE)(decode.decode)
 app.command(epilog=codecs.EXAMPLE)(codecs.codecs)
 app.command(epilog=learn.EXAMPLE)(learn.learn)
+app.command(epilog=frontier.EXAMPLE)(frontier.frontier)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=show.EXAMPLE)(show.show)
 app.add_typer(memory.app, name="memory")

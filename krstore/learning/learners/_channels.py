@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from krstore.backbones.resnet import BasicBlock, ResNet
 from krstore.errors import UsageError
 
-__all__ = ["ChannelMasks", "ChannelShortcut", "reshaped", "widened"]
+__all__ = ["SHARPEST", "ChannelMasks", "ChannelShortcut", "compensated", "reshaped", "widened"]
 
 SHARPEST = 100.0
 BOUND = 6.0  # of scores: beyond it a sigmoid has no gradient left
@@ -60,7 +60,7 @@ class ChannelMasks(nn.Module):
         extractor: a `krstore.backbones.ResNet` or `ResNetTail`.
 
     Attributes:
-        scores: e_l, one for each channel of each mask.
+        scores: e_l, one for each channel of each mask; 1 at first, where all are open.
 
     Raises:
         UsageError: it is something else.
@@ -72,7 +72,7 @@ class ChannelMasks(nn.Module):
         self._masked, self._convolutions = _layers(extractor)
         device = next(extractor.parameters()).device
         self.scores = nn.ParameterList(
-            nn.Parameter(torch.zeros(channels, device=device)) for channels in self._masked.values()
+            nn.Parameter(torch.ones(channels, device=device)) for channels in self._masked.values()
         )
         self.sharpness = 1.0
         self._hooks = [
@@ -102,7 +102,7 @@ class ChannelMasks(nn.Module):
 
     @torch.no_grad()
     def compensate(self) -> None:
-        """Give the scores the gradients that they would have at s = 1 (as HAT does, Serra et al., ICML 2018)."""
+        """Give the scores the gradients that they would have at s = 1 (Eq. 12)."""
         for scores in self.scores:
             if scores.grad is not None:
                 scores.grad.copy_(compensated(scores.grad, scores, self.sharpness))

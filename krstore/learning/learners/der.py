@@ -6,8 +6,10 @@ to 13): L = L_H + lambda_a L_Ha + lambda_s L_S. Then the classifier is trained a
 run's fine-tuning on what the memory holds.
 
 What the paper leaves open, as no code of its masks was released: which maps of a residual block are masked (see
-`krstore.learning.learners._channels`); scores begin at 0, where all channels are half open; of a pruned extractor the
-next one takes over what is left, its other channels are fresh; s_max is 100.
+`krstore.learning.learners._channels`); s_max is 100, and scores begin at 1, where all channels open up as s grows.
+Their learning rate is s_max times that of the weights: HAT (Serra et al., ICML 2018), where masks and compensation come
+from, has that factor in its gradients, and without it they hardly move. Of a pruned extractor the next one takes over
+what is left; its other channels are fresh.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from krstore.errors import ConfigError
 from krstore.learning.expansion import Extractors
-from krstore.learning.learners._channels import ChannelMasks, reshaped, widened
+from krstore.learning.learners._channels import SHARPEST, ChannelMasks, reshaped, widened
 from krstore.learning.learners._expanding import ExpandingConfig, ExpandingLearner
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
@@ -43,7 +45,7 @@ class DERConfig(ExpandingConfig, frozen=True, kw_only=True):
     """
 
     pruning: bool = False
-    sparsity: Annotated[float, msgspec.Meta(ge=0)] = 0.75
+    sparsity: Annotated[float, msgspec.Meta(ge=0)] = 0.2
     temperature: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     expansion: bool = True
 
@@ -81,8 +83,10 @@ class DER(ExpandingLearner):
         """Return what is trained; masks do not decay."""
         if self._balancing:
             return [{"params": list(self.network.head.parameters())}]
-        masks = [] if self._masks is None else [{"params": list(self._masks.parameters()), "weight_decay": 0.0}]
-        return [*super().parameter_groups(task), *masks]
+        groups = super().parameter_groups(task)
+        if self._masks is not None:
+            groups.append({"params": list(self._masks.parameters()), "rate": SHARPEST, "weight_decay": 0.0})
+        return groups
 
     def train_mode(self) -> None:
         """Train the last extractor, or the classifier alone."""
