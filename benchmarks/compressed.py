@@ -1,9 +1,9 @@
 """Quality against number: what one byte budget of memory is best spent on, on small images.
 
 Data and tasks are those of `benchmarks.exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
-budget is what some twenty lossless images of each class take. Against as many of them as fit, for iCaRL, LUCIR and plain
-replay: three times as many through lossy codecs; and all images of all classes through transform, for replay and KRIL.
-Fine-tuning without a memory, and learning from all samples, are the bounds.
+budget is what some twenty lossless images of each class take. Against as many of them as fit, for iCaRL, LUCIR and
+plain replay: three times as many through lossy codecs; and all images of all classes through transform, for replay and
+KRIL. Fine-tuning without a memory, and learning from all samples, are the bounds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ WEBP = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "
 TRANSFORM = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "transform"}
 ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": {"encoder": True}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "finetune": ("finetune", {}),
     "replay, herding, lossless": ("replay", LOSSLESS),
     "replay, herding, 60 by webp": ("replay", WEBP),
     "replay, herding, 60 by transform": ("replay", TRANSFORM),
@@ -34,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lucir, herding, 60 by webp": ("lucir", WEBP),
     "lucir, herding, 60 by transform": ("lucir", TRANSFORM),
     "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
+    "finetune": ("finetune", {}),
     "joint": ("joint", {}),
 }
 

@@ -45,10 +45,10 @@ def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict
     """Run a method, and return what came of it; bytes are all that it keeps between tasks."""
     with tempfile.TemporaryDirectory(dir=run.folder) as folder:
         result = learn(config, folder, dataset=dataset)
-    summary = result.summary()
+    summary, others = result.summary(), result.steps[-1].other_accuracy
     return {
         "accuracy": [step.accuracy for step in result.steps],
-        **{f"accuracy_{name}": [step.other_accuracy[name] for step in result.steps] for name in result.steps[-1].other_accuracy},
+        **{f"accuracy_{name}": [step.other_accuracy[name] for step in result.steps] for name in others},
         "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
         "bytes": summary["memory_bytes"] + summary["held_bytes"],
         **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},
