@@ -2,6 +2,7 @@
 
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import Dataset, open_dataset
+from krstore.learning.frontier import frontier
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS
 from krstore.learning.report import report
@@ -15,6 +16,7 @@ __all__ = [
     "RunResult",
     "Scenario",
     "build_run_config",
+    "frontier",
     "learn",
     "open_dataset",
     "read_result",

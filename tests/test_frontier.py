@@ -1,0 +1,58 @@
+"""Methods at equal bytes: a grid of runs that grows and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_expanding import images
+
+from krstore.errors import ConfigError, UsageError
+from krstore.learning import frontier
+from krstore.learning.frontier import read_grid, summarised
+
+QUICK = {"epochs": 1, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
+SETTINGS: dict[str, Any] = {
+    "data": "given", "model": "test_expanding:tiny", "base": 0, "steps": 2, "crop": 0, "device": "cpu",
+    "base_training": QUICK, "training": QUICK, "memory": {"exemplars": "herding", "codec": "raw"},
+}  # fmt: skip
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {"replay": ("replay", {}), "expanded": ("der", {"options": {}})}
+
+
+def test_a_grid_is_run_once_and_grows(tmp_path: Path) -> None:
+    dataset = images(40)
+    rows = frontier(METHODS, [13_000, 40_000], tmp_path, SETTINGS, dataset=dataset)
+    assert [(row["name"], row["budget"], "unreachable" in row) for row in rows] == [
+        ("expanded", 13_000, True), ("expanded", 40_000, False), ("replay", 13_000, False), ("replay", 40_000, False),
+    ]  # fmt: skip
+    assert "bytes" in rows[0]["unreachable"]
+    for row in rows[1:]:
+        assert row["memory_bytes"] + row["held_bytes"] + row["network_bytes"] <= row["budget"]
+        assert row["last"] == row["accuracy"][-1]
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "frontier.json").read_text()) == rows
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    grown = frontier({"replay": METHODS["replay"]}, [40_000], tmp_path, SETTINGS, seeds=[0, 1], dataset=dataset)
+    assert [row for row in grown if row["seed"] == 0] == rows
+    assert len(grown) == 5
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    found = summarised(grown, "last")
+    assert found["expanded"][13_000] is None
+    values = [row["last"] for row in grown if (row["name"], row["budget"]) == ("replay", 40_000)]
+    assert found["replay"][40_000] == pytest.approx((sum(values) / 2, abs(values[0] - values[1]) / 2**0.5))
+
+
+def test_what_a_grid_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text('[runs.a]\npreset = "fast"\n')
+    with pytest.raises(ConfigError, match=r"runs\.a names no method"):
+        read_grid(path)
+    path.write_text("[")
+    with pytest.raises(UsageError, match="cannot be read as TOML"):
+        read_grid(path)
+    with pytest.raises(ConfigError, match="a name is of letters"):
+        frontier({"a/b": ("replay", {})}, [9], tmp_path, SETTINGS)
+    with pytest.raises(UsageError, match="name methods and budgets"):
+        frontier({}, [9], tmp_path, SETTINGS)
