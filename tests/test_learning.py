@@ -22,6 +22,7 @@ from torch import nn
 from krstore.errors import ArchiveError, ConfigError, TargetUnreachableError, UnknownNameError, UsageError
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import open_dataset
+from krstore.learning.evaluation import probed
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._importance import mean_over_samples, penalty
@@ -607,6 +608,7 @@ import sys
 sys.path.insert(0, sys.argv[3])
 import msgspec
 from krstore.learning.config import RunConfig
+from krstore.learning.evaluation import probed
 from krstore.learning.harness import learn
 class Progress:
     def note(self, message): print(message, flush=True)
@@ -779,3 +781,52 @@ def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 5\n")
     assert build_run_config("kril", {"data": "x", "seed": None}, file=file).seed == 5
+
+
+def test_a_probe_judges_representations_by_training_samples_of_all_classes() -> None:
+    class Known(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x[:, 0], x[:, 1]], 1)
+
+    tasks = [Task(0, 0, 2, (0, 1)), Task(1, 2, 4, (2, 3))]
+    y = torch.arange(4).repeat(20)
+    x = torch.stack([y % 2, y // 2, torch.zeros_like(y)], 1).float()
+    assert probed(Known(), [(x, y)], [(x, y)], tasks) == [1.0, 1.0]
+    wrong = torch.where(y < 2, y, 5 - y)  # 2 and 3 for one another
+    assert probed(Known(), [(x, y)], [(x, wrong)], tasks) == [1.0, 0.0]
+
+
+def test_transfer_of_representations_is_told_apart_from_that_of_predictions(data: Path, tmp_path: Path) -> None:
+    settings = config(data, "finetune", alone=True, probe=True)
+    plain = learn(config(data, "finetune"), tmp_path / "plain")
+    result = learn(settings, tmp_path / "run")
+    assert [step.confusion for step in result.steps] == [step.confusion for step in plain.steps]
+    (first,), (a, b), (c, d, e) = (step.probed for step in result.steps)
+    one, two = (step.alone_probed for step in result.steps[1:])
+    assert one is not None
+    assert two is not None
+    summary = result.summary()
+    assert summary["representation_backward_transfer"] == pytest.approx(((a - first) / 2 + (c - first + d - b) / 3) / 2)
+    assert summary["representation_forward_transfer"] == pytest.approx((b - one + e - two) / 2)
+    assert c > result.steps[-1].by_task[0]  # forgotten by the classifier, not by the embeddings
+    assert "representation_backward_transfer" not in plain.summary()
+
+
+def test_what_was_trained_alone_is_kept_with_a_step_that_was_not_taken(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(data, "replay", alone=True, probe=True)
+    whole = learn(settings, tmp_path / "whole")
+    real = Recall.take
+
+    def killed(self: Recall, number: int, *given: Any) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        real(self, number, *given)
+
+    monkeypatch.setattr(Recall, "take", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn(settings, tmp_path / "cut")
+    monkeypatch.undo()
+    again = learn(settings, tmp_path / "cut")
+    assert [step.alone_probed for step in again.steps] == [step.alone_probed for step in whole.steps]

@@ -139,6 +139,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
             those will leave it when all tasks have come. `memory.budget` is of the memory alone.
         alone: train, from the second task on, a network of random weights beside, by cross-entropy on what the learner
             sees: forward transfer is measured against it. Takes as long again.
+        probe: after each step, fit a linear classifier of the embeddings to training samples of all classes seen, which
+            the learner does not have: backward and forward transfer of representations (DER, Table 5) are measured so.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
     """
 
@@ -166,6 +168,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     memory: MemoryConfig = MemoryConfig()
     budget: Positive | None = None
     alone: bool = False
+    probe: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -11,7 +11,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from krstore.files import atomic_path
 from krstore.inputs import Inputs
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
+from krstore.learning.evaluation import evaluated, probed
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules, stored_bytes
@@ -49,7 +50,13 @@ from krstore.tensors import as_tensor, resolve_device
 __all__ = ["MEMORY", "learn", "scenario_of"]
 
 MEMORY = "memory"
-TEST_BATCH = 512
+
+
+class Alone(NamedTuple):
+    """Accuracy on a task's classes of a network that was trained alone, and that of a probe of its embeddings."""
+
+    accuracy: float
+    probed: float | None = None
 
 
 def learn(
@@ -113,7 +120,7 @@ class _Run:
                 f"{self.scenario.tasks[0].stop}"
             )
         self.recall: Recall | None = None
-        self.alone: float | None = None
+        self.alone: Alone | None = None
         if config.transfer and not method.transferable:
             raise ConfigError(f"transfer=true: {config.method} holds on to weights by their names; leave it out")
         if config.budget is not None and config.memory.budget is not None:
@@ -142,11 +149,16 @@ class _Run:
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
             self._step(task)
-            measured = self._evaluate(task)
+            measured = evaluated(
+                self.learner, self._test_batches(task), self.scenario.tasks[: task.number + 1]
+            )  # fmt: skip
+            representation = self._probed(self.network.body, task) if self.config.probe else []
             held_bytes = self.learner.held()
             step = StepResult(
                 seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-                held_bytes=held_bytes, network_bytes=stored_bytes(self.network), alone=self.alone, **measured,
+                held_bytes=held_bytes, network_bytes=stored_bytes(self.network), probed=representation,
+                alone=None if self.alone is None else self.alone.accuracy,
+                alone_probed=None if self.alone is None else self.alone.probed, **measured,
             )  # fmt: skip
             self._check_budget(step)
             self.result = self.result.with_step(step)
@@ -206,7 +218,7 @@ class _Run:
         elif not trained:
             training = self.config.base_training if first else self.config.training
             with torch.random.fork_rng():
-                self.alone = self._alone_accuracy(task, new) if self.config.alone and not first else None
+                self.alone = self._learn_alone(task, new) if self.config.alone and not first else None
             stream, held_out = self._stream(task, new, training.batch_size)
             self._train(task, training, stream)
             again = learner.prune(task)
@@ -280,7 +292,7 @@ class _Run:
         step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
         self.trainer.train(self.learner, task, training, stream, step, self.frozen if task.number else (), losses)
 
-    def _alone_accuracy(self, task: Task, new: Source) -> float:
+    def _learn_alone(self, task: Task, new: Source) -> Alone:
         """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""
         network = build_network(self.config.model, None, self._example, self.config.model_args).to(self.device)
         network.grow(task.stop)
@@ -288,41 +300,15 @@ class _Run:
         learner.begin_step(task)
         stream, _ = self._stream(task, new, self.config.training.batch_size)
         self.trainer.train(learner, task, self.config.training, stream, f"step {task.number}, alone")
-        right = count = 0
-        for x, y in self._test_batches(task):
-            own = y >= task.first
-            with torch.inference_mode():
-                right += int((network(x[own]).argmax(1) == y[own]).sum())
-            count += int(own.sum())
-        return right / count
+        accuracy = evaluated(learner, self._test_batches(task), self.scenario.tasks[: task.number + 1])["by_task"][-1]
+        return Alone(accuracy, self._probed(network.body, task)[-1] if self.config.probe else None)
 
-    def _evaluate(self, task: Task) -> dict[str, Any]:
-        """Test on all classes seen; return accuracies, and how often each class was taken for each other."""
-        self.network.eval()
-        confusion, top5 = np.zeros((task.stop, task.stop), np.int64), 0
-        others: dict[str, int] = {}
-        for x, y in self._test_batches(task):
-            with torch.inference_mode():
-                scores = self.learner.predict(x)
-                for name, other in self.learner.also(x).items():
-                    others[name] = others.get(name, 0) + int((other.argmax(1) == y).sum())
-            guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()
-            np.add.at(confusion, (truth, guessed), 1)
-            best = scores.topk(min(5, task.stop), 1).indices
-            top5 += int((best == y[:, None]).any(1).sum())
-        right = np.diagonal(confusion)
-        tasks = self.scenario.tasks[: task.number + 1]
-        return {
-            "accuracy": float(right.sum() / confusion.sum()),
-            "top5": float(top5 / confusion.sum()),
-            "by_task": [float(right[t.first : t.stop].sum() / confusion[t.first : t.stop].sum()) for t in tasks],
-            "confusion": confusion.tolist(),
-            "other_accuracy": {name: right / int(confusion.sum()) for name, right in others.items()},
-        }
+    def _probed(self, body: nn.Module, task: Task) -> list[float]:
+        train = self._batches(self.scenario.train_until(task.number))
+        return probed(body, train, self._test_batches(task), self.scenario.tasks[: task.number + 1])
 
     def _test_batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in self._batches(self.scenario.test_until(task.number)):
-            yield from zip(torch.split(x, TEST_BATCH), torch.split(y, TEST_BATCH), strict=True)
+        return self._batches(self.scenario.test_until(task.number))
 
     def _finish(self, task: Task) -> None:
         """Write what a step has come to; the files of what was before it go when that is done."""
@@ -337,7 +323,7 @@ class _Run:
         state = {f"network/{k}": v for k, v in self.network.state_dict().items()}
         state |= {f"learner/{k}": v for k, v in self.learner.state().items()}
         if self.alone is not None:
-            state["alone"] = torch.tensor(self.alone, dtype=torch.float64)
+            state["alone"] = torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)
         with atomic_path(self._state(kind, number)) as path:
             save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, path)
 
@@ -349,7 +335,7 @@ class _Run:
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
-        self.alone = float(tensors["alone"]) if "alone" in tensors else None
+        self.alone = Alone(*tensors["alone"].tolist()) if "alone" in tensors else None
         own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
         self.learner.reshape(own)
         self.network.load_state_dict(own)

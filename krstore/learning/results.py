@@ -33,6 +33,9 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         other_accuracy: by name, of the method's other ways to predict.
         alone: accuracy on the step's own classes of a network of random weights that was trained on what the learner
             saw; `None` unless the run asks for it (see `krstore.learning.config.RunConfig`).
+        probed: accuracy on the test samples of each task's classes of a linear classifier of the embeddings, fitted to
+            training samples of all classes; empty unless the run asks for it.
+        alone_probed: the same on the step's own classes, of the network trained alone.
         seconds: of the step, evaluation included.
     """
 
@@ -46,6 +49,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     network_bytes: int = 0
     other_accuracy: dict[str, float] = {}
     alone: float | None = None
+    probed: list[float] = []
+    alone_probed: float | None = None
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,15 +82,13 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def matrix(self) -> metrics.Matrix:
         """Accuracy after each step (row) on each task (column); NaN for tasks yet to come."""
-        accuracy = np.full((len(self.steps), len(self.steps)), np.nan)
-        for row, step in enumerate(self.steps):
-            accuracy[row, : row + 1] = step.by_task
-        return accuracy
+        return _matrix([step.by_task for step in self.steps])
 
     def summary(self) -> dict[str, float | int]:
         """Return the figures that runs are compared by; see `krstore.learning.metrics`.
 
-        ``average_incremental`` has step 0 in it, ``average_incremental_later`` has not.
+        ``average_incremental`` has step 0 in it, ``average_incremental_later`` has not. Transfer is of predictions, and
+        with ``representation_`` of a linear probe's.
         """
         curve, matrix, last = np.array([step.accuracy for step in self.steps]), self.matrix, self.steps[-1]
         return {
@@ -96,7 +99,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "forgetting": metrics.forgetting(matrix),
             "initial_forgetting": metrics.initial_forgetting(matrix),
             "backward_transfer": metrics.backward_transfer(matrix),
-            **self._forward_transfer(),
+            **_forward("forward_transfer", matrix, [step.alone for step in self.steps]),
+            **self._of_representations(),
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
             "network_bytes": last.network_bytes,
@@ -114,14 +118,29 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             },
         }
 
-    def _forward_transfer(self) -> dict[str, float]:
-        alone = [np.nan if step.alone is None else step.alone for step in self.steps]
-        found = (
-            {}
-            if np.isnan(alone[1:]).any()
-            else {"forward_transfer": metrics.forward_transfer(self.matrix, np.array(alone))}
-        )
-        return found if len(alone) > 1 else {}
+    def _of_representations(self) -> dict[str, float]:
+        if not all(step.probed for step in self.steps):
+            return {}
+        matrix = _matrix([step.probed for step in self.steps])
+        return {
+            "representation_backward_transfer": metrics.backward_transfer(matrix),
+            **_forward("representation_forward_transfer", matrix, [step.alone_probed for step in self.steps]),
+        }
+
+
+def _matrix(by_task: list[list[float]]) -> metrics.Matrix:
+    accuracy = np.full((len(by_task), len(by_task)), np.nan)
+    for row, own in enumerate(by_task):
+        accuracy[row, : row + 1] = own
+    return accuracy
+
+
+def _forward(name: str, matrix: metrics.Matrix, alone: list[float | None]) -> dict[str, float]:
+    """Return forward transfer by its name, where a network was trained alone at every step but the first."""
+    values = np.array([np.nan if value is None else value for value in alone])
+    if len(values) < 2 or np.isnan(values[1:]).any():
+        return {}
+    return {name: metrics.forward_transfer(matrix, values)}
 
 
 def read_result(folder: Path) -> RunResult:

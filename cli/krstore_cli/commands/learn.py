@@ -158,7 +158,15 @@ def _summary(facts: list[dict[str, Any]]) -> Any:
             ("", f"{shown('average_incremental_later')} without"),
             ("forgetting", shown("forgetting")),
             ("backward transfer", shown("backward_transfer")),
-            *([("forward transfer", shown("forward_transfer"))] if "forward_transfer" in facts[0] else []),
+            *(
+                (name.replace("_", " "), shown(name))
+                for name in (
+                    "forward_transfer",
+                    "representation_backward_transfer",
+                    "representation_forward_transfer",
+                )
+                if name in facts[0]
+            ),
             ("bytes kept", f"{kept:,}  {size_text(kept)}"),
             ("of the network", f"{network:,}  {size_text(network)}"),
         ],
