@@ -24,7 +24,7 @@ SELECTIONS = ("random", "herding", "mnemonics")
 ADJUSTED = "lucir"
 ARMS: dict[str, Any] = {"transfer": True, "finetuning.epochs": 20, "finetuning.schedule": "cosine"}
 MNEMONICS: dict[str, Any] = {"epochs": 2, "outer_steps": 20, "steps": 5, "rate": 10.0, "halve": 1}
-ADJUSTING = {"memory.adjust.epochs": 20, "memory.adjust.rate": 10.0, "memory.adjust.halve": 10}
+ADJUSTING = {"memory.adjust.epochs": 12, "memory.adjust.rate": 10.0, "memory.adjust.halve": 10}
 TINY: dict[str, Any] = {
     "base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1, "finetuning.epochs": 1,
     "memory.per_class": 4, "memory.exemplar_settings.outer_steps": 1, "memory.adjust.epochs": 1,

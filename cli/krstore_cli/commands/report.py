@@ -11,7 +11,7 @@ from krstore_cli import output
 from krstore_cli.options import Json, Quiet, Verbose, option
 
 if TYPE_CHECKING:
-    from krstore.learning.report import Group
+    from krstore.learning.groups import Group
 
 __all__ = ["EXAMPLE", "report"]
 

@@ -1,0 +1,104 @@
+"""The pictures of a report of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from krstore.learning.data import open_dataset
+from krstore.learning.groups import Group
+from krstore.learning.harness import MEMORY, scenario_of
+from krstore.memory import Memory
+from krstore.pictures import in_a_plane
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["confusion", "curves", "kept", "tsne"]
+
+MARKERS = "osD^vPX*"
+TSNE_CLASSES, TSNE_SAMPLES = 10, 40
+
+
+def _figure() -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 4.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.add_subplot()
+
+
+def curves(groups: Sequence[Group]) -> Figure:
+    """Draw accuracy against classes seen, a line a group, a band of one standard deviation."""
+    figure, axes = _figure()
+    for number, group in enumerate(groups):
+        values = 100 * group.curves
+        style = {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
+        axes.plot(group.classes, values.mean(0), label=group.name, **style)
+        if len(values) > 1:
+            spread = values.std(0, ddof=1)
+            axes.fill_between(
+                group.classes, values.mean(0) - spread, values.mean(0) + spread, color=f"C{number % 10}", alpha=0.15
+            )
+    axes.set(xlabel="classes seen", ylabel="accuracy on all of them, %", xticks=groups[0].classes)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def kept(groups: Sequence[Group]) -> Figure:
+    """Draw last accuracy against bytes kept; what keeps nothing is a level."""
+    figure, axes = _figure()
+    for number, group in enumerate(groups):
+        value, spread = group.figures()["last"]
+        colour = f"C{number % 10}"
+        if group.bytes:
+            axes.errorbar(
+                group.bytes, 100 * value, 100 * (spread or 0), color=colour, capsize=3,
+                marker=MARKERS[number % len(MARKERS)], label=group.name,
+            )  # fmt: skip
+        else:
+            axes.axhline(100 * value, color=colour, linestyle="--", label=f"{group.name} (keeps nothing)")
+    axes.set(xscale="log", xlabel="bytes kept", ylabel="last accuracy, %")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def confusion(group: Group) -> Figure:
+    """Draw how often each class was taken for each other at the end, over the runs, as shares of each class."""
+    figure, axes = _figure()
+    counts = np.sum([run.steps[-1].confusion for run in group.runs], axis=0).astype(np.float64)
+    image = axes.imshow(counts / np.maximum(1, counts.sum(1, keepdims=True)), vmin=0, vmax=1, cmap="magma")
+    axes.set(xlabel="predicted, in the order of learning", ylabel="class", title=group.name)
+    figure.colorbar(image)
+    return figure
+
+
+def tsne(group: Group) -> Figure:
+    """Draw some classes' samples and what the memory decodes them to in one plane, as in the KRNet paper's Fig. 4."""
+    run = group.runs[0]
+    config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
+    scenario = scenario_of(config, open_dataset(config.data, config.test))
+    source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
+    assert source.labels is not None
+    chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)
+    parts = []
+    for label in chosen:
+        parts.append(source.read(np.flatnonzero(source.labels == label)[:TSNE_SAMPLES]))
+        parts.append(memory.samples.read(np.flatnonzero(labels == label)[:TSNE_SAMPLES]))
+    figure, axes = _figure()
+    for number, own in enumerate(in_a_plane(parts)):
+        colour, once = f"C{number // 2 % 10}", number < 2
+        if number % 2:
+            axes.scatter(*own.T, s=14, marker="x", linewidths=0.8, color=colour, label="replayed" if once else None)
+        else:
+            axes.scatter(
+                *own.T, s=14, linewidths=0.8, facecolors="none", edgecolors=colour, label="original" if once else None
+            )
+    axes.set(title=f"{group.name}: {len(chosen)} classes", xticks=[], yticks=[])
+    axes.legend(fontsize="small")
+    return figure

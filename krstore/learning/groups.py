@@ -1,0 +1,128 @@
+"""Finished runs, grouped by what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from krstore.errors import UsageError
+from krstore.learning.config import MemoryConfig
+from krstore.learning.results import RESULT, RunResult, read_result
+
+__all__ = ["FIGURES", "Group", "collect"]
+
+FIGURES = ("last", "average_incremental", "average_incremental_later", "forgetting", "backward_transfer")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method that differ in their seed alone.
+
+    Attributes:
+        name: the method, with its codec and rate where it has a memory.
+        runs: finished ones, by seed.
+        folders: of the runs.
+    """
+
+    name: str
+    runs: list[RunResult]
+    folders: list[Path]
+
+    @property
+    def classes(self) -> list[int]:
+        """How many classes had been seen after each step."""
+        return [int(count) for count in np.cumsum([len(task) for task in self.runs[0].tasks])]
+
+    @property
+    def curves(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Accuracy on all classes seen, by run and step."""
+        return np.array([[step.accuracy for step in run.steps] for run in self.runs])
+
+    @property
+    def bytes(self) -> int:
+        """The most that was kept at any step of any run."""
+        return max(step.memory_bytes + sum(step.held_bytes.values()) for run in self.runs for step in run.steps)
+
+    def figures(self) -> dict[str, tuple[float, float | None]]:
+        """Return mean and standard deviation over the runs of each figure of `RunResult.summary`."""
+        summaries = [run.summary() for run in self.runs]
+        values = {name: [summary[name] for summary in summaries] for name in FIGURES}
+        return {name: (mean(own), stdev(own) if len(own) > 1 else None) for name, own in values.items()}
+
+
+def collect(folders: Sequence[str | Path]) -> list[Group]:
+    """Read finished runs, in the folders given and below them, and group those that differ in their seed alone.
+
+    Raises:
+        UsageError: a folder has no finished run, or runs are of different tasks.
+        CorruptStoreError: a result is malformed.
+    """
+    found: dict[Path, RunResult] = {}
+    for folder in map(Path, folders):
+        own = {path.parent.resolve(): read_result(path.parent) for path in sorted(folder.rglob(RESULT))}
+        finished = {place: run for place, run in own.items() if run.finished}
+        if not finished:
+            raise UsageError(f"{folder} has no finished run ({len(own)} unfinished); krstore learn goes on with one")
+        found |= finished
+    sizes = {tuple(map(len, run.tasks)) for run in found.values()}
+    if len(sizes) > 1:
+        raise UsageError(f"the runs have tasks of different sizes ({len(sizes)} kinds); report those of one kind")
+    groups: dict[bytes, list[Path]] = {}
+    for place, run in found.items():
+        alike = msgspec.structs.replace(run.config, seed=0, device="", precision="auto")
+        groups.setdefault(msgspec.json.encode(alike), []).append(place)
+    names = _names([found[places[0]] for places in groups.values()])
+    ordered = [sorted(places, key=lambda place: found[place].config.seed) for places in groups.values()]
+    return [Group(name, [found[p] for p in own], own) for name, own in zip(names, ordered, strict=True)]
+
+
+def _names(runs: Sequence[RunResult]) -> list[str]:
+    """Name runs by their methods, and by what tells each from others of its method; numbers where nothing does."""
+    names = []
+    for run in runs:
+        same = [_labels(other) for other in runs if other.config.method == run.config.method]
+        own = _labels(run)
+        telling = [key for key in own if len({labels[key] for labels in same}) > 1]
+        names.append(" ".join([run.config.method, *(own[key] for key in telling if own[key])]))
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[:number].count(name) + 1})"
+        for number, name in enumerate(names)
+    ]
+
+
+def _labels(run: RunResult) -> dict[str, str]:
+    config, memory = run.config, run.config.memory
+    kept = run.steps[-1].memory_bytes > 0
+    return {
+        "codec": (memory.codec or "") if kept else "",
+        "ratio": f"ratio {memory.ratio:g}" if kept and memory.ratio else "",
+        "budget": f"{memory.budget:,} B" if kept and memory.budget else "",
+        "exemplars": _exemplars(memory) if kept else "",
+        "chosen": " ".join(f"{k}={v}" for k, v in memory.exemplar_settings.items()) if kept else "",
+        "adjust": "adjusted" if memory.adjust is not None else "",
+        "finetuning": "fine-tuned" if config.finetuning is not None else "",
+        "transfer": "weight transfer" if config.transfer else "",
+        "update": memory.update if kept else "",
+        "through": {None: "", True: "", False: "raw new samples"}[memory.through_codec] if kept else "",
+        "settings": " ".join(f"{k}={v}" for k, v in memory.settings.items()) if kept else "",
+        "options": " ".join(f"{k}={v}" for k, v in config.options.items()),
+        "order": config.order,
+        "per_class": "" if config.per_class is None else f"{config.per_class} samples a class",
+        "epochs": f"{config.training.epochs} epochs",
+        "rate": f"learning rate {config.training.learning_rate:g}",
+        "validation": f"{config.validation} for validation" if config.validation else "",
+        "data": config.data,
+        "model": config.model,
+        "weights": config.weights or "",
+    }
+
+
+def _exemplars(memory: MemoryConfig) -> str:
+    counts = {"a class": memory.per_class, "in all": memory.total}
+    return " ".join([memory.exemplars or "", *(f"{n} {what}" for what, n in counts.items() if n is not None)]).strip()
