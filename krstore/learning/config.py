@@ -141,6 +141,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
             sees: forward transfer is measured against it. Takes as long again.
         probe: after each step, fit a linear classifier of the embeddings to training samples of all classes seen, which
             the learner does not have: backward and forward transfer of representations (DER, Table 5) are measured so.
+        analyse: watch gradients, weights and feature maps of the network's blocks (see `krstore.learning.blocks`);
+            ``krstore report`` draws them.
         precision: arithmetic of training; ``"auto"``: bfloat16 on CUDA, float32 elsewhere.
     """
 
@@ -169,6 +171,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     budget: Positive | None = None
     alone: bool = False
     probe: bool = False
+    analyse: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from krstore.learning.blocks import alignment
 from krstore.learning.data import open_dataset
 from krstore.learning.groups import Group
 from krstore.learning.harness import MEMORY, scenario_of
@@ -14,9 +15,10 @@ from krstore.memory import Memory
 from krstore.pictures import in_a_plane
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
-__all__ = ["confusion", "curves", "kept", "tsne"]
+__all__ = ["blocks", "confusion", "curves", "kept", "tsne"]
 
 MARKERS = "osD^vPX*"
 TSNE_CLASSES, TSNE_SAMPLES = 10, 40
@@ -101,4 +103,39 @@ def tsne(group: Group) -> Figure:
             )
     axes.set(title=f"{group.name}: {len(chosen)} classes", xticks=[], yticks=[])
     axes.legend(fontsize="small")
+    return figure
+
+
+def blocks(group: Group, steps: Mapping[int, Mapping[str, torch.Tensor]]) -> Figure:
+    """Draw what the blocks of the first run did: gradients, movement, and CKA of the first and the last block.
+
+    MEMO's Fig. 3: gradients over the epochs of the last task, weights' movement within each task, and the likeness of
+    feature maps between tasks.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 3.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    gradients, moved, *kernels = figure.subplots(1, 4)
+    trained = {step: found for step, found in steps.items() if len(found["gradients"])}
+    last = max(trained, default=None)
+    count = next(iter(steps.values()))["kernels"].shape[0]
+    for block in range(count):
+        style = {"color": f"C{block % 10}", "label": f"block {block + 1}"}
+        if last is not None:
+            gradients.plot(trained[last]["gradients"][:, block], **style)
+            moved.plot([*trained], [float(found["moved"][block]) for found in trained.values()], marker=".", **style)
+    gradients.set(xlabel=f"epoch of task {last}", ylabel="norm of the gradient")
+    moved.set(xlabel="task", ylabel="MSE of weights, first to last epoch", yscale="log")
+    gradients.legend(fontsize="small", ncols=1 + count // 6)
+    for block, axes in zip((0, count - 1), kernels, strict=True):
+        alike = [
+            [alignment(one["kernels"][block], other["kernels"][block]) for other in steps.values()]
+            for one in steps.values()
+        ]
+        image = axes.imshow(np.array(alike), vmin=0, vmax=1, cmap="viridis")
+        axes.set(title=f"CKA between tasks, block {block + 1}", xlabel="task", ylabel="task")
+        figure.colorbar(image)
+    figure.suptitle(group.name)
     return figure

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.files import atomic_path
 from krstore.inputs import Inputs
+from krstore.learning.blocks import Blocks, read_analysis, write_analysis
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.evaluation import evaluated, probed
@@ -220,7 +221,10 @@ class _Run:
             with torch.random.fork_rng():
                 self.alone = self._learn_alone(task, new) if self.config.alone and not first else None
             stream, held_out = self._stream(task, new, training.batch_size)
-            self._train(task, training, stream)
+            blocks = Blocks(self.network.body) if self.config.analyse else None
+            self._train(task, training, stream, blocks=blocks)
+            if blocks is not None:
+                self._analyse(task, blocks)
             again = learner.prune(task)
             if again:
                 self._train(task, shortened(training, again), stream)
@@ -287,10 +291,17 @@ class _Run:
 
     def _train(
         self, task: Task, training: Training, stream: Stream,
-        losses: Callable[[Batch], dict[str, Tensor]] | None = None,
+        losses: Callable[[Batch], dict[str, Tensor]] | None = None, blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         step = f"step {task.number} of {len(self.scenario.tasks) - 1}"
-        self.trainer.train(self.learner, task, training, stream, step, self.frozen if task.number else (), losses)
+        self.trainer.train(
+            self.learner, task, training, stream, step, self.frozen if task.number else (), losses, blocks
+        )
+
+    def _analyse(self, task: Task, blocks: Blocks) -> None:
+        """Write what the blocks have done; feature maps are those of the first task's test samples."""
+        found = blocks.measured(self.network.body, self._batches(self.scenario.test_until(0)))
+        write_analysis(self.folder, {**read_analysis(self.folder), task.number: found})
 
     def _learn_alone(self, task: Task, new: Source) -> Alone:
         """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from krstore.errors import OutputError
 from krstore.files import atomic_write
 from krstore.learning import drawing
+from krstore.learning.blocks import read_analysis
 from krstore.learning.groups import FIGURES, Group, collect
 from krstore.learning.harness import MEMORY
 from krstore.plots import require_matplotlib
@@ -45,6 +46,8 @@ def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = Fa
     if tsne:
         kept = {number: group for number, group in enumerate(groups) if (group.folders[0] / MEMORY).exists()}
         pictures |= {f"tsne_{number}": drawing.tsne(group) for number, group in kept.items()}
+    analysed = {number: read_analysis(group.folders[0]) for number, group in enumerate(groups)}
+    pictures |= {f"blocks_{n}": drawing.blocks(groups[n], steps) for n, steps in analysed.items() if steps}
     drawn = {name: _svg(figure) for name, figure in pictures.items()}
     for name, svg in drawn.items():
         _write(target / f"{name}.svg", svg)

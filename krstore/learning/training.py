@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from krstore.errors import UsageError
+from krstore.learning.blocks import Blocks
 from krstore.learning.config import Training
 from krstore.learning.learners.base import Learner
 from krstore.learning.optimisation import optimiser_of, schedule_of
@@ -38,6 +39,7 @@ class Trainer:
     def train(
         self, learner: Learner, task: Task, training: Training, stream: Stream, label: str,
         frozen: Sequence[nn.Module] = (), losses: Callable[[Batch], dict[str, Tensor]] | None = None,
+        blocks: Blocks | None = None,
     ) -> None:  # fmt: skip
         """Train, and leave the network in eval mode.
 
@@ -45,6 +47,7 @@ class Trainer:
             label: of the progress bar.
             frozen: modules that stay as they are, norm statistics too.
             losses: named terms of a batch's loss; default the learner's.
+            blocks: watch the training.
 
         Raises:
             UsageError: the loss is no longer finite.
@@ -75,10 +78,14 @@ class Trainer:
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     learner.after_backward()
+                    if blocks is not None:
+                        blocks.after_backward()
                     optimiser.step()
                     learner.after_update()
                     schedule.step()
                     bar.advance(1, **figures)
+                if blocks is not None:
+                    blocks.after_epoch()
         learner.network.eval()
 
     def _terms(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
