@@ -237,6 +237,18 @@ def compressed(document: Document) -> str:
     return f"{learning(document)}\n\nAt most {document['budget']:,} bytes of memory."
 
 
+def packnet(document: Document) -> str:
+    """Ten networks in one file, and in ten."""
+    rows = {row["name"]: row["bytes"] for row in document["rows"]}
+    files, store, first = rows["safetensors"], rows["packnet"], rows["packnet, the first step alone"]
+    cells = [[name, f"{size:,}", f"{files / size:.2f}"] for name, size in rows.items()]
+    return (
+        f"{table(['', 'bytes', 'ratio'], cells)}\n\n{document['steps']} steps, {document['parameters']:,} elements "
+        f"each and a classifier; {100 * document['last']:.2f} % last. All steps come back bit by bit. What the steps after "
+        f"the first add: {store - first:,} bytes.\n\n{_footer(document)}"
+    )
+
+
 def exemplars(document: Document) -> str:
     """What methods remember with each way to choose exemplars."""
     rows = document["rows"]
@@ -333,6 +345,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "budgets": budgets,
     "compare": compare,
     "compressed": compressed,
+    "packnet": packnet,
     "exemplars": exemplars,
     "family": family,
     "frontier": frontier,

@@ -109,6 +109,13 @@ def test_compressed(tmp_path: Path) -> None:
     assert 0.5 * document["budget"] < row["bytes"] <= document["budget"]
 
 
+def test_packnet(tmp_path: Path) -> None:
+    document = tiny("packnet", tmp_path)
+    sizes = {row["name"]: row["bytes"] for row in document["rows"]}
+    assert document["steps"] == 3
+    assert sizes["packnet, the first step alone"] < sizes["packnet"] < sizes["safetensors"] / 2
+
+
 def test_lossless(tmp_path: Path) -> None:
     pytest.importorskip("hdf5plugin")
     document = tiny("lossless", tmp_path)

@@ -15,9 +15,10 @@ the training after pruning repeats the schedule, its epochs and milestones halve
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -163,12 +164,19 @@ class M2KD(Learner):
         own_bytes = {} if self._branch is None else {"auxiliary": sum(tensor.nbytes for tensor in branch)}
         if not self.config.pruning:
             return {"snapshots": sum(tensor.nbytes for own in self._own for tensor in own.values()), **own_bytes}
-        last = {n: value for n, value in self._current(self._task.stop).items() if not n.startswith("auxiliary.")}
-        states: list[State] = []
-        for step, own in enumerate([*self._own, last]):
-            shared = {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
-            states.append({name: as_array(tensor) for name, tensor in {**shared, **own}.items()})
+        states = self.states()
         return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:]), **own_bytes}
+
+    def states(self) -> list[State]:
+        """Return the network after each step, the last one without its auxiliary classifier."""
+        last = {n: v for n, v in self._current(self.network.classes).items() if not n.startswith("auxiliary.")}
+        shared = [
+            {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
+            for step in range(len(self._own) + 1 if self.config.pruning else 0)
+        ]
+        parts: Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]
+        parts = itertools.zip_longest(shared, [*self._own, last], fillvalue={})
+        return [{name: as_array(tensor) for name, tensor in {**one, **own}.items()} for one, own in parts]
 
     def final_bytes(self, tasks: int, classes: int) -> int:
         """Return the most bytes of network and earlier ones: of their own arrays, and of the weights' steps."""

@@ -1,0 +1,58 @@
+"""Methods that keep networks, or let theirs grow: what they learn, and what the networks take, on small images.
+
+Data as of `benchmarks.exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD with
+and without pruning, LwF-MC, fine-tuning. With twenty exemplars a class, ten classes and then five tasks of two, and
+fine-tuning on the balanced exemplars for all: DER with and without pruning and without its auxiliary loss, MEMO, MEMO-2,
+MEMO with what its authors' code adds, iCaRL.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks._common import Run, main
+from benchmarks.exemplars import images
+from benchmarks.runs import figures, resumed
+from krstore.learning.config import build_run_config
+from krstore.learning.data import Dataset
+
+SEEDS = (0, 1, 2)
+ALONE: dict[str, Any] = {"base": 0, "steps": 5, "base_training.epochs": 30, "training.epochs": 30}
+TUNED: dict[str, Any] = {"finetuning.epochs": 20, "finetuning.batch_size": 32, "finetuning.schedule": "cosine"}
+LWF_MC = {"options.pruning": False, "options.multi_model": False, "options.auxiliary": 0.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "finetune": ("finetune", ALONE),
+    "lwf-mc": ("m2kd", {**ALONE, **LWF_MC}),
+    "m2kd, no pruning": ("m2kd", {**ALONE, "options.pruning": False}),
+    "m2kd": ("m2kd", ALONE),
+    "icarl": ("icarl", TUNED),
+    "der": ("der", {}),
+    "der, no auxiliary loss": ("der", {"options.auxiliary": 0.0}),
+    "der, pruned": ("der", {"options.pruning": True}),
+    "memo": ("memo", TUNED),
+    "memo-2": ("memo", {**TUNED, "options.specialised": 2}),
+    "memo, auxiliary loss, aligned": ("memo", {**TUNED, "options.auxiliary": 1.0, "options.align": True}),
+}
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
+    dataset = images(run)
+    cases = [
+        ((name, seed), functools.partial(_learnt, run, dataset, method, {**own, "seed": seed}))
+        for seed in (SEEDS[:1] if run.tiny else SEEDS)
+        for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
+    ]
+    return {"rows": resumed(run, ("name", "seed"), cases)}
+
+
+def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    settings = {"data": "given", "device": "cpu", **settings}
+    if run.tiny:
+        settings |= {"steps": 3, "base_training.epochs": 1, "training.epochs": 1}
+    return figures(run, build_run_config(method, settings, preset="small"), dataset)
+
+
+if __name__ == "__main__":
+    main("growing", __doc__, measure)

@@ -1,0 +1,86 @@
+"""What ten networks of one set of weights take: packnet against safetensors files and zstd of them.
+
+Those of a run of M2KD that is trained for it: `krstore learn m2kd --preset small` in ten steps of two classes, on
+ResNet-32. `--data` is that of `benchmarks.exemplars`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from safetensors.numpy import save
+from safetensors.torch import load_file
+
+from benchmarks._common import Run, main
+from benchmarks.exemplars import images
+from krstore.learning.config import build_run_config
+from krstore.learning.harness import learn
+from krstore.learning.learners.m2kd import M2KD
+from krstore.learning.network import build_network
+from krstore.snapshots import HeldStates, State
+from krstore.store.writer import encode_snapshots
+
+SETTINGS: dict[str, Any] = {
+    "data": "given", "model": "krstore.backbones:resnet32", "base": 0, "steps": 10, "device": "cpu",
+    "precision": "bfloat16",
+}  # fmt: skip
+TINY: dict[str, Any] = {
+    "model": "krstore.backbones:resnet8", "steps": 3, "base_training.epochs": 1, "training.epochs": 1,
+}  # fmt: skip
+LEVEL = 19
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Train, and store the states in every way."""
+    config = build_run_config("m2kd", SETTINGS | (TINY if run.tiny else {}), preset="small")
+    result = learn(config, run.folder / "run", dataset=images(run))
+    states = _states(run.folder / "run", config.model, sum(map(len, result.tasks)), len(result.tasks))
+    store = encode_snapshots(HeldStates(tuple(states)), run.folder / "all.krs", codec="packnet", device="cpu")
+    first = encode_snapshots(HeldStates(tuple(states[:1])), run.folder / "first.krs", codec="packnet", device="cpu")
+    files = [save({name: np.ascontiguousarray(array) for name, array in state.items()}) for state in states]
+    zstd = zstandard.ZstdCompressor(level=LEVEL)
+    same = [_hash(store.network(step)) == _hash(state) for step, state in enumerate(states)]
+    assert all(same), "a state has not come back bit by bit"
+    return {
+        "steps": len(states),
+        "parameters": sum(array.size for name, array in states[0].items() if not name.startswith("head.")),
+        "last": result.summary()["last"],
+        "rows": [
+            {"name": "safetensors", "bytes": sum(map(len, files))},
+            {"name": f"safetensors, each by zstd {LEVEL}", "bytes": sum(len(zstd.compress(file)) for file in files)},
+            {"name": f"safetensors, all by one zstd {LEVEL}", "bytes": len(zstd.compress(b"".join(files)))},
+            {"name": "packnet", "bytes": store.bytes.file},
+            {"name": "packnet, the first step alone", "bytes": first.bytes.file},
+        ],
+    }  # fmt: skip
+
+
+def _states(folder: Path, model: str, classes: int, steps: int) -> list[State]:
+    """Return the network of each step, from what the run has kept after the last."""
+    kept = load_file(folder / f"step{steps}.safetensors")
+    parts: dict[str, dict[str, Any]] = {"network": {}, "learner": {}}
+    for name, value in kept.items():
+        kind, _, rest = name.partition("/")
+        parts[kind][rest] = value
+    network = build_network(model, None, torch.zeros(1, 3, 16, 16))
+    network.grow(classes)
+    network.load_state_dict(parts["network"])
+    learner = M2KD({}, network, 0)
+    learner.load_state(parts["learner"])
+    return learner.states()
+
+
+def _hash(state: State) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + np.ascontiguousarray(state[name]).tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main("packnet", __doc__, measure)
