@@ -1,9 +1,9 @@
 """Methods that keep networks, or let theirs grow: what they learn, and what the networks take, on small images.
 
-Data as of `benchmarks.exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD with
-and without pruning, LwF-MC, fine-tuning. With twenty exemplars a class, ten classes and then five tasks of two, and
-fine-tuning on the balanced exemplars for all: DER with and without pruning and without its auxiliary loss, MEMO, MEMO-2,
-MEMO with what its authors' code adds, iCaRL.
+Data as of `benchmarks.exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD
+with and without pruning, LwF-MC, fine-tuning. With twenty exemplars a class, ten classes and then five tasks of two,
+and fine-tuning on the balanced exemplars for all: DER with and without pruning and without its auxiliary loss, MEMO,
+MEMO-2, MEMO with what its authors' code adds, iCaRL.
 """
 
 from __future__ import annotations

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from statistics import mean, stdev
-from typing import Any
 
-__all__ = ["TABLES", "table"]
+from benchmarks import learning_tables
+from benchmarks.markdown import Document, archive, footer, table
 
-Document = dict[str, Any]
+__all__ = ["TABLES"]
+
 _SPEEDS = {"encode": "write quicker than raw", "decode": "read quicker", "decode_cpu": "read with less processor time"}
 CHUNKS = {None: "", "default": "h5py's choosing", "samples": "whole samples"}
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the first column is text, the others are numbers."""
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
 
 
 def compare(document: Document) -> str:
@@ -30,7 +24,7 @@ def compare(document: Document) -> str:
     footer = f"{setup['device']}, {cores}; krstore {setup['krstore_version']}, torch {setup['torch_version']}."
     picture = "![NMSE against ratio, a line a codec](rate_distortion.png)"
     cells = [_compared(row) for row in document["rows"]]
-    return f"{table(head, cells)}\n\n{_archive({'archive': facts})}\n\n{picture}\n\n<sub>{footer}</sub>"
+    return f"{table(head, cells)}\n\n{archive({'archive': facts})}\n\n{picture}\n\n<sub>{footer}</sub>"
 
 
 def lossless(document: Document) -> str:
@@ -54,14 +48,14 @@ def lossless(document: Document) -> str:
     smallest = min(zstd, key=lambda row: row["bytes"])
     fastest = min(zstd, key=lambda row: row["decode"])
     said = [
-        f"{_archive(document)} raw's file is {1 - raw['bytes'] / best['bytes']:.1%} smaller than the smallest of the "
+        f"{archive(document)} raw's file is {1 - raw['bytes'] / best['bytes']:.1%} smaller than the smallest of the "
         f"others ({_name(best)}). Reading, it is {_times(smallest, raw, 'decode')} times as fast as h5py with the "
         f"smallest of the zstd files ({_name(smallest)}; {_times(smallest, raw, 'decode_cpu')} in processor time), and "
         f"{_times(fastest, raw, 'decode')} times as fast as with the fastest of them ({_name(fastest)}; "
         f"{_times(fastest, raw, 'decode_cpu')} in processor time).",
         *(_behind(others, raw, key, verb) for key, verb in _SPEEDS.items()),
     ]
-    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{footer(document)}"
 
 
 def memory(document: Document) -> str:
@@ -75,10 +69,10 @@ def memory(document: Document) -> str:
     ]  # fmt: skip
     worst = max(row["peak_bytes"] for row in document["rows"])
     said = (
-        f"{_archive(document)} The most is {worst / 1e6:,.0f} MB, {worst / document['archive']['bytes']:.1%} of the "
+        f"{archive(document)} The most is {worst / 1e6:,.0f} MB, {worst / document['archive']['bytes']:.1%} of the "
         f"archive; the limit is {document['limit_bytes'] / 1e6:,.0f} MB."
     )
-    return f"{table(['', 'peak MB', 's', 'processor s', 'command'], cells)}\n\n{said}\n\n{_footer(document)}"
+    return f"{table(['', 'peak MB', 's', 'processor s', 'command'], cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def random_access(document: Document) -> str:
@@ -97,7 +91,7 @@ def random_access(document: Document) -> str:
         ]
         for row in document["rows"]
     ]  # fmt: skip
-    return f"{table(head, cells)}\n\n{_archive(document)}\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\n{archive(document)}\n\n{footer(document)}"
 
 
 def startup(document: Document) -> str:
@@ -110,7 +104,7 @@ def startup(document: Document) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     head = ["", "s", "slowest", "processor s", "limit", "peak MB"]
-    return f"{table(head, cells)}\n\nMedian of {document['repeats']} processes.\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\nMedian of {document['repeats']} processes.\n\n{footer(document)}"
 
 
 def paper_training(document: Document) -> str:
@@ -124,7 +118,7 @@ def paper_training(document: Document) -> str:
         f"{speed:.2f} iterations/s. Decoded from its file of {document['bytes'] / 1e6:.1f} MB, the mean squared error "
         f"in [0, 1] units is {document['mse_normalised']:.3e} (NMSE {document['nmse']:.3f})."
     )
-    return f"{table(['iteration', 'loss'], cells)}\n\n{said}\n\n{_footer(document)}"
+    return f"{table(['iteration', 'loss'], cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def frontier(document: Document) -> str:
@@ -147,11 +141,11 @@ def frontier(document: Document) -> str:
         f"{row['setting']}: ratio {row['ratio']:.1f}, NMSE {row['nmse']:.2g}" for row in rows if row["asked"] is None
     ]
     head = ["NMSE at ratio", *map(str, ratios), "encode s", "decode s"]
-    said = [_archive(document)]
+    said = [archive(document)]
     if fixed:
         said.append(f"Integers of a channel's range through zstd 19: {'; '.join(fixed)}.")
     said.append("A dash: the method cannot be so small.")
-    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\n{' '.join(said)}\n\n{footer(document)}"
 
 
 def accuracy(document: Document) -> str:
@@ -167,11 +161,11 @@ def accuracy(document: Document) -> str:
         for row in sorted(rows, key=lambda row: float(row.get("asked") or 0))
     ]  # fmt: skip
     said = (
-        f"{_archive(document)} {document['epochs']} epochs from fresh weights, tested on {document['test']:,} held-out "
+        f"{archive(document)} {document['epochs']} epochs from fresh weights, tested on {document['test']:,} held-out "
         "samples as they are."
     )
     head = ["", "bytes a sample", "ratio", "NMSE", "accuracy, %", "by seed"]
-    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def scaling(document: Document) -> str:
@@ -188,122 +182,7 @@ def scaling(document: Document) -> str:
         "", "samples", "NMSE", "bytes", "network", "width", "encode processor s", "decode s", "encode peak MB",
         "decode peak MB",
     ]  # fmt: skip
-    return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{_footer(document)}"
-
-
-def learning(document: Document) -> str:
-    """What each method has learnt in the end, and in how many bytes."""
-    groups: dict[str, list[Document]] = {}
-    for row in document["rows"]:
-        groups.setdefault(row["name"], []).append(row)
-    figures = ("last", "average_incremental", "average_incremental_later", "forgetting")
-    cells = [
-        [
-            name, str(len(rows)), *(_spread([100 * row[figure] for row in rows]) for figure in figures),
-            f"{max(row['bytes'] for row in rows):,}", f"{mean(row['seconds'] for row in rows):.0f}",
-        ]
-        for name, rows in groups.items()
-    ]  # fmt: skip
-    head = ["", "seeds", "last, %", "average, %", "without step 0, %", "forgetting, %", "bytes kept", "s"]
-    return f"{table(head, cells)}\n\n{_footer(document)}"
-
-
-def budgets(document: Document) -> str:
-    """Last accuracy at equal bytes of memory, a line a method."""
-    rows = document["rows"]
-    sizes = sorted({row["megabytes"] for row in rows if row["megabytes"] is not None})
-    cells = []
-    for name in dict.fromkeys(row["name"] for row in rows if row["megabytes"] is not None):
-        found = [
-            [100 * row["last"] for row in rows if (row["name"], row["megabytes"]) == (name, size)] for size in sizes
-        ]
-        cells.append([name, *(_spread(values) if values else "-" for values in found)])
-    oracle = [row for row in rows if row["megabytes"] is None]
-    said = "".join(
-        f"All raw features, {max(row['bytes'] for row in oracle):,} bytes: "
-        f"{_spread([100 * row['last'] for row in oracle])} %. "
-        for _ in oracle[:1]
-    )
-    head = ["last accuracy, %, at", *(f"{size:g} MB" for size in sizes)]
-    return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{_footer(document)}"
-
-
-def _spread(values: list[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def compressed(document: Document) -> str:
-    """What a byte budget is best spent on."""
-    return f"{learning(document)}\n\nAt most {document['budget']:,} bytes of memory."
-
-
-def packnet(document: Document) -> str:
-    """Ten networks in one file, and in ten."""
-    rows = {row["name"]: row["bytes"] for row in document["rows"]}
-    files, store, first = rows["safetensors"], rows["packnet"], rows["packnet, the first step alone"]
-    cells = [[name, f"{size:,}", f"{files / size:.2f}"] for name, size in rows.items()]
-    return (
-        f"{table(['', 'bytes', 'ratio'], cells)}\n\n{document['steps']} steps, {document['parameters']:,} elements "
-        f"each and a classifier; {100 * document['last']:.2f} % last. All steps come back bit by bit. What the steps after "
-        f"the first add: {store - first:,} bytes.\n\n{_footer(document)}"
-    )
-
-
-def exemplars(document: Document) -> str:
-    """What methods remember with each way to choose exemplars."""
-    rows = document["rows"]
-    selections = list(dict.fromkeys(row["selection"] for row in rows))
-    cells = []
-    for method, adjust in dict.fromkeys((row["method"], row["adjust"]) for row in rows):
-        groups = [
-            [row for row in rows if (row["method"], row["adjust"], row["selection"]) == (method, adjust, selection)]
-            for selection in selections
-        ]
-        figures = [
-            _spread([100 * row[figure] for row in group]) if group else ""
-            for figure in ("average_incremental", "last", "initial_forgetting") for group in groups
-        ]  # fmt: skip
-        cells.append([f"{method}, adjusted" if adjust else method, *figures])
-    head = ["average, last, F in %", *(f"{what} {one}" for what in ("average", "last", "F") for one in selections)]
-    seeds = len({row["seed"] for row in rows})
-    said = f"{seeds} seed{'s' if seeds != 1 else ''}; {max(row['seconds'] for row in rows):.0f} s a run at most."
-    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
-
-
-def mnemonics(document: Document) -> str:
-    """What exemplars gain from being trained."""
-    cells = [
-        [
-            "random" if row["rate"] is None
-            else f"rate {row['rate']:g}, inner {row['inner_rate']:g}, {row['steps']} steps",
-            f"{row['moved']:.2f}",
-            *(f"{row[name]['loss']:.4f}" for name in ("temporary", "tuned")),
-            *(f"{100 * row[name]['accuracy']:.1f}" for name in ("temporary", "tuned", "fresh")),
-        ]
-        for row in document["rows"]
-    ]  # fmt: skip
-    head = [
-        "exemplars", "moved, of 255", "loss after 5 steps", "after 60", "accuracy after 5 steps, %", "after 60",
-        "from random weights",
-    ]  # fmt: skip
-    network = document["network"]
-    said = f"The network itself: loss {network['loss']:.4f}, accuracy {100 * network['accuracy']:.1f} %."
-    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
-
-
-def generations(document: Document) -> str:
-    """The error of the first task's features as tasks come."""
-    counts = [0, 1, 2, 5, 10]
-    cells = [
-        [
-            row["name"],
-            *(f"{row['nmse'][n]:.4f}" if n < len(row["nmse"]) else "" for n in counts),
-            f"{row['bytes'][-1]:,}",
-        ]
-        for row in document["rows"]
-    ]
-    head = ["NMSE of the first task after", *(f"{n} more" for n in counts), "bytes then"]
-    return f"{table(head, cells)}\n\n{_archive(document)} Ratio {document['ratio']}.\n\n{_footer(document)}"
+    return f"{table(head, cells)}\n\nRatio {document['ratio']}.\n\n{footer(document)}"
 
 
 def replay(document: Document) -> str:
@@ -317,8 +196,8 @@ def replay(document: Document) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     head = ["", "samples a second", "times training", "from the cache", "times training"]
-    said = f"{_archive(document)} Training: {trained:,.0f} samples a second."
-    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+    said = f"{archive(document)} Training: {trained:,.0f} samples a second."
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def family(document: Document) -> str:
@@ -331,8 +210,8 @@ def family(document: Document) -> str:
         for row in document["rows"]
     ]  # fmt: skip
     head = ["", "bytes of codes a sample", "network", "ratio", "NMSE"]
-    said = f"{_archive(document)} {document['iterations']} iterations each."
-    return f"{table(head, cells)}\n\n{said}\n\n{_footer(document)}"
+    said = f"{archive(document)} {document['iterations']} iterations each."
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def _span(values: Iterable[float]) -> str:
@@ -341,19 +220,13 @@ def _span(values: Iterable[float]) -> str:
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
+    **learning_tables.TABLES,
     "accuracy": accuracy,
-    "budgets": budgets,
     "compare": compare,
-    "compressed": compressed,
-    "packnet": packnet,
-    "exemplars": exemplars,
     "family": family,
     "frontier": frontier,
-    "generations": generations,
-    "learning": learning,
     "lossless": lossless,
     "memory": memory,
-    "mnemonics": mnemonics,
     "replay": replay,
     "paper_training": paper_training,
     "random_access": random_access,
@@ -372,21 +245,6 @@ def _compared(row: Document) -> list[str]:
         f"{quality['mse_normalised']:.3g}", "" if quality["psnr"] is None else f"{quality['psnr']:.2f}",
         f"{quality['cosine']:.4f}", f"{row['seconds']:.1f}", f"{row['decode_seconds']:.2f}",
     ]  # fmt: skip
-
-
-def _archive(document: Document) -> str:
-    facts = document["archive"]
-    shape = " x ".join(f"{n:,}" for n in facts["shape"])
-    return f"Archive: {shape} {facts['dtype']}, {facts['bytes']:,} bytes."
-
-
-def _footer(document: Document) -> str:
-    machine = document["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    threads = f", OMP_NUM_THREADS={machine['threads']}" if machine["threads"] else ""
-    processor = machine["processor"] or machine["system"]
-    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
-    return f"<sub>{processor}, {cores}{threads}; Python {machine['python']}, {versions}.</sub>"
 
 
 def _name(row: Document) -> str:

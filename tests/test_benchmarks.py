@@ -109,6 +109,11 @@ def test_compressed(tmp_path: Path) -> None:
     assert 0.5 * document["budget"] < row["bytes"] <= document["budget"]
 
 
+def test_growing(tmp_path: Path) -> None:
+    (row,) = tiny("growing", tmp_path)["rows"]
+    assert (row["name"], row["seed"], len(row["network_bytes"])) == ("finetune", 0, 3)
+
+
 def test_packnet(tmp_path: Path) -> None:
     document = tiny("packnet", tmp_path)
     sizes = {row["name"]: row["bytes"] for row in document["rows"]}

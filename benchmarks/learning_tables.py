@@ -1,0 +1,154 @@
+"""The tables of learners: what they learn, and in how many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import mean, stdev
+
+from benchmarks.markdown import Document, archive, footer, table
+
+__all__ = ["TABLES"]
+
+
+def learning(document: Document) -> str:
+    """What each method has learnt in the end, and in how many bytes."""
+    groups: dict[str, list[Document]] = {}
+    for row in document["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    figures = ("last", "average_incremental", "average_incremental_later", "forgetting")
+    cells = [
+        [
+            name, str(len(rows)), *(_spread([100 * row[figure] for row in rows]) for figure in figures),
+            f"{max(row['bytes'] for row in rows):,}", f"{mean(row['seconds'] for row in rows):.0f}",
+        ]
+        for name, rows in groups.items()
+    ]  # fmt: skip
+    head = ["", "seeds", "last, %", "average, %", "without step 0, %", "forgetting, %", "bytes kept", "s"]
+    return f"{table(head, cells)}\n\n{footer(document)}"
+
+
+def growing(document: Document) -> str:
+    """What each method has learnt, and what its networks have come to."""
+    groups: dict[str, list[Document]] = {}
+    for row in document["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    cells = [
+        [
+            name, str(len(rows)), _spread([100 * row["last"] for row in rows]),
+            _spread([100 * row["average_incremental"] for row in rows]), f"{max(row['bytes'] for row in rows):,}",
+            " ".join(f"{mean(own) / 1000:.0f}" for own in zip(*(row["network_bytes"] for row in rows), strict=True)),
+        ]
+        for name, rows in groups.items()
+    ]  # fmt: skip
+    head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step"]
+    return f"{table(head, cells)}\n\n{footer(document)}"
+
+
+def budgets(document: Document) -> str:
+    """Last accuracy at equal bytes of memory, a line a method."""
+    rows = document["rows"]
+    sizes = sorted({row["megabytes"] for row in rows if row["megabytes"] is not None})
+    cells = []
+    for name in dict.fromkeys(row["name"] for row in rows if row["megabytes"] is not None):
+        found = [
+            [100 * row["last"] for row in rows if (row["name"], row["megabytes"]) == (name, size)] for size in sizes
+        ]
+        cells.append([name, *(_spread(values) if values else "-" for values in found)])
+    oracle = [row for row in rows if row["megabytes"] is None]
+    said = "".join(
+        f"All raw features, {max(row['bytes'] for row in oracle):,} bytes: "
+        f"{_spread([100 * row['last'] for row in oracle])} %. "
+        for _ in oracle[:1]
+    )
+    head = ["last accuracy, %, at", *(f"{size:g} MB" for size in sizes)]
+    return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{footer(document)}"
+
+
+def compressed(document: Document) -> str:
+    """What a byte budget is best spent on."""
+    return f"{learning(document)}\n\nAt most {document['budget']:,} bytes of memory."
+
+
+def packnet(document: Document) -> str:
+    """Ten networks in one file, and in ten."""
+    rows = {row["name"]: row["bytes"] for row in document["rows"]}
+    files, store, first = rows["safetensors"], rows["packnet"], rows["packnet, the first step alone"]
+    cells = [[name, f"{size:,}", f"{files / size:.2f}"] for name, size in rows.items()]
+    return (
+        f"{table(['', 'bytes', 'ratio'], cells)}\n\n{document['steps']} steps, {document['parameters']:,} elements "
+        f"each and a classifier; {100 * document['last']:.2f} % last. All steps come back bit by bit. What the steps "
+        f"after the first add: {store - first:,} bytes.\n\n{footer(document)}"
+    )
+
+
+def exemplars(document: Document) -> str:
+    """What methods remember with each way to choose exemplars."""
+    rows = document["rows"]
+    selections = list(dict.fromkeys(row["selection"] for row in rows))
+    cells = []
+    for method, adjust in dict.fromkeys((row["method"], row["adjust"]) for row in rows):
+        groups = [
+            [row for row in rows if (row["method"], row["adjust"], row["selection"]) == (method, adjust, selection)]
+            for selection in selections
+        ]
+        figures = [
+            _spread([100 * row[figure] for row in group]) if group else ""
+            for figure in ("average_incremental", "last", "initial_forgetting") for group in groups
+        ]  # fmt: skip
+        cells.append([f"{method}, adjusted" if adjust else method, *figures])
+    head = ["average, last, F in %", *(f"{what} {one}" for what in ("average", "last", "F") for one in selections)]
+    seeds = len({row["seed"] for row in rows})
+    said = f"{seeds} seed{'s' if seeds != 1 else ''}; {max(row['seconds'] for row in rows):.0f} s a run at most."
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
+
+
+def mnemonics(document: Document) -> str:
+    """What exemplars gain from being trained."""
+    cells = [
+        [
+            "random" if row["rate"] is None
+            else f"rate {row['rate']:g}, inner {row['inner_rate']:g}, {row['steps']} steps",
+            f"{row['moved']:.2f}",
+            *(f"{row[name]['loss']:.4f}" for name in ("temporary", "tuned")),
+            *(f"{100 * row[name]['accuracy']:.1f}" for name in ("temporary", "tuned", "fresh")),
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = [
+        "exemplars", "moved, of 255", "loss after 5 steps", "after 60", "accuracy after 5 steps, %", "after 60",
+        "from random weights",
+    ]  # fmt: skip
+    network = document["network"]
+    said = f"The network itself: loss {network['loss']:.4f}, accuracy {100 * network['accuracy']:.1f} %."
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
+
+
+def generations(document: Document) -> str:
+    """The error of the first task's features as tasks come."""
+    counts = [0, 1, 2, 5, 10]
+    cells = [
+        [
+            row["name"],
+            *(f"{row['nmse'][n]:.4f}" if n < len(row["nmse"]) else "" for n in counts),
+            f"{row['bytes'][-1]:,}",
+        ]
+        for row in document["rows"]
+    ]
+    head = ["NMSE of the first task after", *(f"{n} more" for n in counts), "bytes then"]
+    return f"{table(head, cells)}\n\n{archive(document)} Ratio {document['ratio']}.\n\n{footer(document)}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+TABLES: dict[str, Callable[[Document], str]] = {
+    "budgets": budgets,
+    "compressed": compressed,
+    "exemplars": exemplars,
+    "generations": generations,
+    "growing": growing,
+    "learning": learning,
+    "mnemonics": mnemonics,
+    "packnet": packnet,
+}
