@@ -116,9 +116,9 @@ def resnet8(classes: int = 10, last_relu: bool = True) -> ResNet:
     return ResNet((1, 1, 1), (16, 32, 64), classes, shortcut="A", last_relu=last_relu)
 
 
-def resnet18(classes: int = 100) -> ResNet:
-    """Return the standard ResNet-18, for images of 224x224."""
-    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, shortcut="B", imagenet_stem=True)
+def resnet18(classes: int = 100, imagenet_stem: bool = True) -> ResNet:
+    """Return the standard ResNet-18, for images of 224x224; or without its stem, for those of 32x32."""
+    return ResNet((2, 2, 2, 2), (64, 128, 256, 512), classes, shortcut="B", imagenet_stem=imagenet_stem)
 
 
 class ResNetTail(nn.Module):
