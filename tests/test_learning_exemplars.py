@@ -20,9 +20,10 @@ from krstore.learning.config import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
 from krstore.learning.learners._distillation import distillation
+from krstore.learning.learners._nearest import exemplar_means
 from krstore.learning.learners.base import Learner
 from krstore.learning.learners.bic import corrected, fit_bias
-from krstore.learning.learners.icarl import binary_loss, exemplar_means
+from krstore.learning.learners.icarl import binary_loss
 from krstore.learning.learners.lucir import less_forget, margin_ranking
 from krstore.learning.learners.wa import aligned
 from krstore.learning.network import CosineHead, Network

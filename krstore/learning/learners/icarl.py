@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krstore.learning.learners._distillation import DistillingLearner, distillation
-from krstore.learning.learners.base import LearnerConfig, SampleBatches
+from krstore.learning.learners._nearest import NearestMeanLearner
+from krstore.learning.learners.base import LearnerConfig
 from krstore.learning.streams import Batch
 
-__all__ = ["ICaRL", "ICaRLConfig", "binary_loss", "exemplar_means"]
+__all__ = ["ICaRL", "ICaRLConfig", "binary_loss"]
 
 
 class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -37,14 +38,12 @@ class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
     prediction: Literal["nme", "cnn"] = "nme"
 
 
-class ICaRL(DistillingLearner):
+class ICaRL(NearestMeanLearner, DistillingLearner):
     """iCaRL."""
 
     name = "icarl"
     summary = "iCaRL: sigmoid outputs distilled, and the nearest mean of exemplars"
     Config: ClassVar = ICaRLConfig
-
-    _means: Tensor | None = None
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -61,29 +60,11 @@ class ICaRL(DistillingLearner):
             terms["kd"] = distillation(logits[:, : self._first], taught, self.config.temperature)
         return terms
 
-    def remember(self, exemplars: SampleBatches) -> None:
-        """Take the means of the exemplars."""
-        self._means = exemplar_means(self.network.body, exemplars, self._stop, mirrored=self.mirrored)
-
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of the kind asked for, without a teacher."""
         if self.config.loss == "bce":
             return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
         return super().exemplar_losses(batch)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return scores of the kind that was asked for."""
-        return self._nearest(x) if self.config.prediction == "nme" else self.network(x)
-
-    def also(self, x: Tensor) -> dict[str, Tensor]:
-        """Return those of the other kind."""
-        if self.config.prediction == "nme":
-            return {"cnn": self.network(x)}
-        return {"nme": self._nearest(x)}
-
-    def _nearest(self, x: Tensor) -> Tensor:
-        assert self._means is not None
-        return F.normalize(self.network.body(x)) @ self._means.T
 
 
 def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
@@ -99,20 +80,3 @@ def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
     if taught is not None:
         targets[:, : taught.shape[1]] = torch.sigmoid(taught.float())
     return F.binary_cross_entropy_with_logits(logits.float(), targets)
-
-
-@torch.no_grad()
-def exemplar_means(body: torch.nn.Module, exemplars: SampleBatches, classes: int, *, mirrored: bool = True) -> Tensor:
-    """Return the means (classes, D), of length 1, of the embeddings of exemplars and of their mirror images.
-
-    Embeddings are of length 1 before they are averaged; only samples (C, H, W) are mirrored.
-    """
-    sums: Tensor | None = None
-    for x, y in exemplars():
-        for shown in (x, x.flip(3)) if mirrored and x.ndim == 4 else (x,):
-            embedded = F.normalize(body(shown).float())
-            if sums is None:
-                sums = embedded.new_zeros(classes, embedded.shape[1])
-            sums.index_add_(0, y, embedded)
-    assert sums is not None
-    return F.normalize(sums)

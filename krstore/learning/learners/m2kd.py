@@ -28,9 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import UnknownNameError, UsageError
+from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
-from krstore.learning.learners.base import Learner, LearnerConfig, Rehearsal, SampleBatches, frozen
-from krstore.learning.learners.icarl import binary_loss, exemplar_means
+from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
+from krstore.learning.learners.icarl import binary_loss
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
@@ -71,7 +72,7 @@ class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
     prediction: Literal["cnn", "nme"] = "cnn"
 
 
-class M2KD(Learner):
+class M2KD(NearestMeanLearner):
     """Teachers from one set of weights."""
 
     name = "m2kd"
@@ -93,7 +94,6 @@ class M2KD(Learner):
         self._branch: nn.Linear | None = None
         self._own: list[dict[str, Tensor]] = []
         self._teachers: list[_Branched] = []
-        self._means: Tensor | None = None
 
     def begin_step(self, task: Task) -> None:
         """Keep what the last step has of its own, and make all earlier networks again."""
@@ -143,20 +143,6 @@ class M2KD(Learner):
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the binary cross-entropy without teachers."""
         return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
-
-    def remember(self, samples: SampleBatches) -> None:
-        """Take the means of the exemplars."""
-        self._means = exemplar_means(self.network.body, samples, self._task.stop, mirrored=self.mirrored)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return scores of the kind that was asked for."""
-        return self._nearest(x) if self.config.prediction == "nme" else self.network(x)
-
-    def also(self, x: Tensor) -> dict[str, Tensor]:
-        """Return those of the other kind, where there are exemplars."""
-        if self.config.prediction == "nme":
-            return {"cnn": self.network(x)}
-        return {} if self._means is None else {"nme": self._nearest(x)}
 
     def held(self) -> dict[str, int]:
         """Return the bytes of all networks but the last: what they add to a store of packnet, or each by itself."""
@@ -244,10 +230,6 @@ class M2KD(Learner):
                 own.append(branch[:, first:stop])
             first = stop
         return torch.cat(logits, 1), torch.cat(own, 1) if own else None
-
-    def _nearest(self, x: Tensor) -> Tensor:
-        assert self._means is not None
-        return F.normalize(self.network.body(x)) @ self._means.T
 
 
 class _Branched:
