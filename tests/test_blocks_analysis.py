@@ -80,3 +80,13 @@ def test_a_run_is_analysed_and_drawn(tmp_path: Path) -> None:
     (tmp_path / "run" / ANALYSIS).write_bytes(b"spoiled")
     with pytest.raises(UsageError, match="cannot be read"):
         read_analysis(tmp_path / "run")
+
+
+def test_blocks_that_are_not_trained_have_no_gradient(tmp_path: Path) -> None:
+    settings = {"memory.per_class": 5, "memory.exemplars": "random", "analyse": True}
+    learn(config("memo", **settings), tmp_path, dataset=images())
+    first, second = read_analysis(tmp_path).values()
+    assert (first["gradients"] > 0).all()
+    assert (second["gradients"][:, 0] == 0).all()
+    assert second["moved"][0] == 0
+    assert (second["gradients"][:, 1] > 0).all()

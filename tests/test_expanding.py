@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krstore.backbones import ResNet, resnet8, resnet32
+from krstore.backbones import ResNet, ResNetTail, resnet8, resnet32
 from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.learning import harness
 from krstore.learning.config import RunConfig, build_run_config
@@ -26,6 +26,7 @@ from krstore.learning.network import Network, stored_bytes
 from krstore.learning.results import RunResult, read_result
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
+from krstore.memory import Memory
 from krstore.testing import ArraySource
 
 FIRST, SECOND = Task(0, 0, 2, (0, 1)), Task(1, 2, 4, (2, 3))
@@ -360,3 +361,66 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
             config("der", **{"options.pruning": True, "options.expansion": False, "memory.per_class": 2}),
             tmp_path / "c", dataset=images(),
         )  # fmt: skip
+
+
+def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config("der", **{"options.pruning": True, "options.sparsity": 3.0, "memory.per_class": 5})
+    learn(run, tmp_path / "whole", dataset=images())
+    real = harness._Run._save
+
+    def killed(self: Any, kind: str, number: int) -> None:
+        real(self, kind, number)
+        if (kind, number) == ("trained", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness._Run, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, tmp_path / "cut", dataset=images())
+    monkeypatch.undo()
+    learn(run, tmp_path / "cut", dataset=images())
+    assert (tmp_path / "cut" / "step2.safetensors").read_bytes() == (
+        tmp_path / "whole" / "step2.safetensors"
+    ).read_bytes()
+    result = read_result(tmp_path / "cut")
+    assert result.steps[-1].confusion == read_result(tmp_path / "whole").steps[-1].confusion
+
+
+def test_what_a_pruned_network_may_come_to_is_never_too_little(tmp_path: Path) -> None:
+    untrained = {"epochs": 0, "milestones": ()}  # all channels stay
+    given = {
+        "options.pruning": True,
+        "memory.per_class": 2,
+        "steps": 4,
+        "training": untrained,
+        "base_training": untrained,
+    }
+    result = learn(config("der", **given), tmp_path / "run", dataset=images())
+    own = Network(tiny(), 8)
+    most = DER({"pruning": True}, own, 0).final_bytes(4, 4)
+    last = result.steps[-1]
+    assert sum(last.held_bytes.values()) > 0
+    assert 0.95 * most < last.network_bytes + sum(last.held_bytes.values()) <= most
+
+
+def test_a_budget_and_a_number_of_exemplars(tmp_path: Path) -> None:
+    counted = config("der", **{"budget": 60_000, "memory.total": 12, "memory.codec": "raw", "finetuning.epochs": 1})
+    result = learn(counted, tmp_path / "total", dataset=images())
+    assert sum(Memory(tmp_path / "total" / "memory").classes.values()) == 12
+    assert result.steps[-1].memory_bytes + result.steps[-1].network_bytes < 60_000
+    with pytest.raises(TargetUnreachableError, match=r"after 1 tasks .* bytes are kept: network .*, der 0, memory"):
+        learn(
+            config("der", **{"budget": 14_000, "memory.total": 40, "memory.codec": "raw"}),
+            tmp_path / "less", dataset=images(),
+        )  # fmt: skip
+    alone = learn(config("lwf", budget=60_000), tmp_path / "alone", dataset=images())  # it asks for no memory
+    assert alone.steps[-1].memory_bytes == 0
+
+
+def test_what_memo_shares_has_weights_and_arguments_of_factories_are_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leaves no weights to share"):
+        MEMO({}, Network(ResNetTail(ResNet((1, 1), (4, 8), 2, "A"), "layer1"), 8), 0)
+    text = {"imagenet_stem": "false", "classes": "7", "name": "x"}
+    built = build_run_config("der", {"data": "x", **{f"model_args.{name}": value for name, value in text.items()}})
+    assert built.model_args == {"imagenet_stem": False, "classes": 7, "name": "x"}

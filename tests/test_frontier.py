@@ -12,6 +12,7 @@ from test_expanding import images
 from krstore.errors import ConfigError, UsageError
 from krstore.learning import frontier
 from krstore.learning.frontier import read_grid, summarised
+from krstore.learning.results import read_result
 
 QUICK = {"epochs": 1, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
 SETTINGS: dict[str, Any] = {
@@ -54,5 +55,26 @@ def test_what_a_grid_may_be(tmp_path: Path) -> None:
         read_grid(path)
     with pytest.raises(ConfigError, match="a name is of letters"):
         frontier({"a/b": ("replay", {})}, [9], tmp_path, SETTINGS)
+    with pytest.raises(ConfigError, match="a name is of letters"):
+        frontier({"..": ("replay", {})}, [9], tmp_path, SETTINGS)
+    with pytest.raises(ConfigError, match="budget is the grid's"):
+        frontier({"a": ("replay", {"budget": 9})}, [9], tmp_path, SETTINGS)
     with pytest.raises(UsageError, match="name methods and budgets"):
         frontier({}, [9], tmp_path, SETTINGS)
+
+
+def test_what_a_run_says_is_laid_over_what_all_say(tmp_path: Path) -> None:
+    shared = {**SETTINGS, "training": {**QUICK, "epochs": 2}}
+    own: dict[str, Any] = {"training": {"learning_rate": 0.01}, "memory": {"exemplars": "random"}}
+    frontier({"a": ("replay", own)}, [40_000], tmp_path, shared, dataset=images())
+    ran = read_result(tmp_path / "a" / "40000" / "seed0").config
+    assert (ran.training.epochs, ran.training.learning_rate) == (2, 0.01)
+    assert (ran.memory.exemplars, ran.memory.codec) == ("random", "raw")
+    with pytest.raises(UsageError, match="is of another run"):
+        frontier({"a": ("replay", {})}, [40_000], tmp_path, shared, dataset=images())
+
+
+def test_why_a_budget_cannot_be_kept_is_that_runs_own(tmp_path: Path) -> None:
+    frontier({"a": ("der", {})}, [9_000], tmp_path, SETTINGS, dataset=images())
+    with pytest.raises(UsageError, match="is of another run"):
+        frontier({"a": ("replay", {})}, [9_000], tmp_path, SETTINGS, dataset=images())

@@ -792,6 +792,7 @@ def test_a_probe_judges_representations_by_training_samples_of_all_classes() -> 
     y = torch.arange(4).repeat(20)
     x = torch.stack([y % 2, y // 2, torch.zeros_like(y)], 1).float()
     assert probed(Known(), [(x, y)], [(x, y)], tasks) == [1.0, 1.0]
+    assert probed(Known(), [(x, y)], [(x, y)], [Task(0, 0, 1, (0,))]) == [1.0]
     wrong = torch.where(y < 2, y, 5 - y)  # 2 and 3 for one another
     assert probed(Known(), [(x, y)], [(x, wrong)], tasks) == [1.0, 0.0]
 

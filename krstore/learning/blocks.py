@@ -52,7 +52,10 @@ class Blocks:
     def after_backward(self) -> None:
         """Take the norms of the blocks' gradients; 0 where a block is not trained."""
         norms = [
-            sum((p.grad.float().square().sum() for p in block.parameters() if p.grad is not None), torch.zeros(()))
+            sum(
+                (p.grad.float().square().sum() for p in block.parameters() if p.requires_grad and p.grad is not None),
+                torch.zeros(()),
+            )
             for block in self._blocks
         ]
         self._norms.append(torch.stack([torch.as_tensor(norm).cpu() for norm in norms]).sqrt())

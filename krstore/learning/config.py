@@ -109,6 +109,12 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     through_codec: bool | None = None
 
     @property
+    def counted(self) -> bool:
+        """Whether so many exemplars are kept as they are, so that there is nothing to fit to a budget."""
+        exact = self.codec is None or get_sample_codec(self.codec).lossless
+        return exact and (self.per_class is not None or self.total is not None)
+
+    @property
     def asked_for(self) -> bool:
         """Whether anything says that there is to be a memory, or how large."""
         said = (self.codec, self.ratio, self.budget, self.exemplars, self.per_class, self.total)
@@ -239,8 +245,16 @@ def _given(file: str | Path | None, settings: Mapping[str, Any]) -> dict[str, An
             raise UsageError(f"{file} cannot be read as TOML: {error}") from error
     for name, value in settings.items():
         if value is not None:
-            _overlay(values, _nested(name.split("."), value))
+            _overlay(values, _nested(name.split("."), _literal(value) if name.startswith("model_args.") else value))
     return values
+
+
+def merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run with others over them; in a table name by name, as `build_run_config` takes presets."""
+    found: dict[str, Any] = {}
+    for part in (values, more):
+        _overlay(found, _given(None, part))
+    return found
 
 
 def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -249,6 +263,14 @@ def _overlay(values: dict[str, Any], more: Mapping[str, Any]) -> None:
             _overlay(values[name], value)
         else:
             values[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _literal(value: Any) -> Any:
+    """Return what a text says, if it is a number, true, false or null; a factory does not convert its arguments."""
+    try:
+        return msgspec.json.decode(value) if isinstance(value, str) else value
+    except msgspec.DecodeError:
+        return value
 
 
 def _nested(names: list[str], value: Any) -> dict[str, Any]:

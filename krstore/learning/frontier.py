@@ -12,7 +12,7 @@ from typing import Any
 
 from krstore.errors import ConfigError, OutputError, TargetUnreachableError, UsageError
 from krstore.files import atomic_write
-from krstore.learning.config import build_run_config
+from krstore.learning.config import build_run_config, merged
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
@@ -23,7 +23,8 @@ from krstore.progress import SILENT, Progress
 __all__ = ["frontier", "read_grid", "summarised"]
 
 UNREACHABLE = "unreachable.txt"
-NAME = r"[\w .,+-]+"
+NAME = r"\w[\w .,+-]*"
+FILES = ("frontier.json", "frontier.png")
 
 Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 Rows = list[dict[str, Any]]
@@ -46,8 +47,10 @@ def read_grid(path: str | Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], 
         shared = tomllib.loads(Path(path).read_text())
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as TOML: {error}") from error
-    found = {}
-    for name, own in shared.pop("runs", {}).items():
+    found, runs = {}, shared.pop("runs", {})
+    if not isinstance(runs, dict):
+        raise ConfigError(f"{path}: runs={runs} is no table of runs")
+    for name, own in runs.items():
         if not isinstance(own, dict) or not isinstance(own.get("method"), str):
             raise ConfigError(f"{path}: runs.{name} names no method")
         found[name] = (own.pop("method"), own)
@@ -88,10 +91,10 @@ def frontier(
     """
     require_matplotlib()
     target = Path(folder)
-    _check(methods)
+    _check(methods, settings)
     configs = {
         (name, budget, seed): build_run_config(
-            method, {**settings, **own, "budget": budget, "seed": seed}, preset=preset
+            method, {**merged(settings, own), "budget": budget, "seed": seed}, preset=preset
         )
         for seed in seeds
         for name, (method, own) in methods.items()
@@ -104,7 +107,7 @@ def frontier(
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
-            if not (place / UNREACHABLE).exists():
+            if not (place / UNREACHABLE).exists() or read_result(place).config != config:
                 try:
                     learn(config, place, dataset=data, progress=progress)
                 except TargetUnreachableError as error:
@@ -127,10 +130,13 @@ def summarised(rows: Rows, figure: str) -> dict[str, dict[int, tuple[float, floa
     return found
 
 
-def _check(methods: Methods) -> None:
-    for name, (method, _) in methods.items():
-        if not re.fullmatch(NAME, name):
+def _check(methods: Methods, settings: Mapping[str, Any]) -> None:
+    for name, (method, own) in methods.items():
+        if not re.fullmatch(NAME, name) or name in FILES:
             raise ConfigError(f"runs.{name}: a name is of letters, digits, spaces and .,+-_ (it is a folder's too)")
+        for said in ("budget", "seed"):
+            if said in own or said in settings:
+                raise ConfigError(f"runs.{name}: {said} is the grid's; leave it out of what runs say")
         get_learner(method)
 
 

@@ -128,8 +128,10 @@ class _Run:
             raise ConfigError(
                 f"budget={config.budget} of all, and memory.budget={config.memory.budget}; give one of them"
             )
-        memory = msgspec.structs.replace(config.memory, budget=config.budget or config.memory.budget)
-        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and memory.asked_for):
+        memory = config.memory if config.memory.counted else msgspec.structs.replace(
+            config.memory, budget=config.budget or config.memory.budget
+        )  # fmt: skip
+        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.asked_for):
             self.recall = Recall(
                 memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
@@ -147,6 +149,7 @@ class _Run:
             if self.config.transfer and len(self.result.steps) > 1:
                 self.network.transfer()
             self._load(self._state("step", len(self.result.steps)))
+            self._share_budget()
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
             self._step(task)
@@ -176,7 +179,7 @@ class _Run:
         Raises:
             TargetUnreachableError: nothing.
         """
-        if self.config.budget is None or self.recall is None:
+        if self.config.budget is None or self.recall is None or self.config.memory.counted:
             return
         own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
         if own >= self.config.budget:

@@ -190,7 +190,7 @@ class Recall:
             TargetUnreachableError: the budget does not hold an exemplar of each class.
         """
         assert self.budget is not None
-        limit = self.budget * task.first // task.stop
+        limit = (self.budget - ENTRY_BYTES - CLASS_BYTES * (task.stop - task.first)) * task.first // task.stop
         while self.memory.bytes > limit:
             each = max(self.memory.classes.values())
             fewer = min(each - 1, each * limit // self.memory.bytes)

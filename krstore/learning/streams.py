@@ -203,7 +203,7 @@ class Stream:
         """Yield the batches of the next epoch."""
         batches = self._new if self._old is None else self._old.mix(self._new, self._share)
         for number, (x, y, *_) in enumerate(batches):
-            passed = min(1.0, number / max(1, self.batches - 1))
+            passed = min(1.0, number / (self.batches - 1)) if self.batches > 1 else 1.0
             yield Batch(self._augment(self._prepare(x), self._generator), y, y < self._first_new, passed)
 
 

@@ -49,7 +49,10 @@ def frontier(
     from krstore.learning.frontier import read_grid, summarised
 
     named, shared = ({}, {}) if config is None else read_grid(config)
-    named |= {name: (name, {}) for name in (methods or "").split(",") if name}
+    plain: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in (methods or "").split(",") if name}
+    if named.keys() & plain.keys():
+        raise UsageError(f"--methods and the runs of {config} both have {', '.join(named.keys() & plain.keys())}")
+    named |= plain
     sizes = [parse_bytes(size) for size in budgets.split(",")]
     given: dict[str, Any] = {**shared, **parse_settings(settings or [])}
     given |= {name: str(path) for name, path in (("data", data), ("test", test)) if path is not None}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from krstore.backbones.resnet import BasicBlock, ResNet
+from krstore.backbones.resnet import BasicBlock, ResNet, ResNetTail
 from krstore.errors import UsageError
 
-__all__ = ["SHARPEST", "ChannelMasks", "ChannelShortcut", "compensated", "reshaped", "widened"]
+__all__ = ["SHARPEST", "ChannelMasks", "ChannelShortcut", "compensated", "maskable", "reshaped", "widened"]
 
 SHARPEST = 100.0
 BOUND = 6.0  # of scores: beyond it a sigmoid has no gradient left
@@ -113,6 +113,11 @@ class ChannelMasks(nn.Module):
         for scores in self.scores:
             scores.clamp_(-BOUND, BOUND)
 
+    def detach(self) -> None:
+        """Let the extractor go on without masks."""
+        for hook in self._hooks:
+            hook.remove()
+
     def kept(self) -> list[Tensor]:
         """Return the channels of each mask that stay: those of positive scores, and the best in any case."""
         found = []
@@ -125,8 +130,7 @@ class ChannelMasks(nn.Module):
     @torch.no_grad()
     def remove(self) -> Tensor:
         """Take the masked channels out of the extractor; return which of its embeddings are left."""
-        for hook in self._hooks:
-            hook.remove()
+        self.detach()
         kept, extractor = self.kept(), self._extractor[0]
         for layer in self._convolutions:
             conv, norm = _conv(extractor, layer.conv), _norm(extractor, layer.norm)
@@ -208,6 +212,8 @@ def reshaped(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _layers(extractor: nn.Module) -> tuple[dict[str, int], list[_Convolution]]:
     """Return the modules whose output is masked, with their channels, and the convolutions."""
+    if not isinstance(extractor, ResNet | ResNetTail):
+        raise UsageError("channels can be masked in networks of krstore.backbones alone; say options.pruning=false")
     masked: dict[str, int] = {}
     convolutions = []
     source: int | None = None
@@ -227,9 +233,12 @@ def _layers(extractor: nn.Module) -> tuple[dict[str, int], list[_Convolution]]:
         if isinstance(block.downsample, nn.Sequential):
             convolutions.append(_Convolution(f"{name}.downsample.0", f"{name}.downsample.1", source, outer))
         source = outer
-    if not convolutions:
-        raise UsageError("channels can be masked in networks of krstore.backbones alone; say options.pruning=false")
     return masked, convolutions
+
+
+def maskable(extractor: nn.Module) -> int:
+    """Return how many channels have masks."""
+    return sum(_layers(extractor)[0].values())
 
 
 def _blocks(extractor: nn.Module) -> list[tuple[str, BasicBlock]]:

@@ -9,7 +9,7 @@ What the paper leaves open, as no code of its masks was released: which maps of 
 `krstore.learning.learners._channels`); s_max is 100, and scores begin at 1, where all channels open up as s grows.
 Their learning rate is s_max times that of the weights: HAT (Serra et al., ICML 2018), where masks and compensation come
 from, has that factor in its gradients, and without it they hardly move. Of a pruned extractor the next one takes over
-what is left; its other channels are fresh.
+what is left; its other channels are fresh. The classifier has offsets, which the authors' has not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from krstore.errors import ConfigError
 from krstore.learning.expansion import Extractors
-from krstore.learning.learners._channels import SHARPEST, ChannelMasks, reshaped, widened
+from krstore.learning.learners._channels import SHARPEST, ChannelMasks, maskable, reshaped, widened
 from krstore.learning.learners._expanding import ExpandingConfig, ExpandingLearner
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
@@ -127,6 +127,12 @@ class DER(ExpandingLearner):
         """Return the cross-entropy at a temperature."""
         return {"ce": F.cross_entropy(self.network(batch.x) / self.config.temperature, batch.y)}
 
+    def final_bytes(self, tasks: int, classes: int) -> int:
+        """Return the same, and four bytes a channel to say which are left of the last and of later extractors."""
+        later = 1 + tasks - len(self.body.extractors)
+        said = 4 * later * maskable(self._blank) if self.config.pruning else 0
+        return super().final_bytes(tasks, classes) + said
+
     def state(self) -> dict[str, Tensor]:
         """Return which channels of the last extractor have stayed."""
         return {f"kept/{number}": kept.to(torch.int32) for number, kept in enumerate(self._kept)}
@@ -139,7 +145,9 @@ class DER(ExpandingLearner):
         """Give the body its extractors, with the channels that were saved."""
         super().reshape(state)
         if self.config.pruning:
-            self._masks = None
+            if self._masks is not None:
+                self._masks.detach()
+                self._masks = None
             for number, extractor in enumerate(self.body.extractors):
                 prefix = f"body.extractors.{number}."
                 reshaped(extractor, {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)})

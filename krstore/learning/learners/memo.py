@@ -57,6 +57,8 @@ class MEMO(ExpandingLearner):
                 f"options.specialised of memo: {self.config.specialised} of {len(stages)} stages leave none to share"
             )
         shared, specialised = split(stages[-1 - self.config.specialised])
+        if not any(True for _ in shared.parameters()):
+            raise ConfigError(f"options.specialised of memo: {self.config.specialised} leaves no weights to share")
         return Extractors(specialised, shared)
 
     def begin_step(self, task: Task) -> None:
