@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import ConfigError, TargetUnreachableError, UsageError
+from krstore.errors import ConfigError, UsageError
 from krstore.files import atomic_path
 from krstore.inputs import Inputs
 from krstore.learning.blocks import Blocks, read_analysis, write_analysis
+from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.evaluation import evaluated, probed
@@ -120,6 +121,7 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
+        self.budget = None if config.budget is None else Budget(config.budget, config.method)
         self.recall: Recall | None = None
         self.alone: Alone | None = None
         if config.transfer and not method.transferable:
@@ -164,7 +166,8 @@ class _Run:
                 alone=None if self.alone is None else self.alone.accuracy,
                 alone_probed=None if self.alone is None else self.alone.probed, **measured,
             )  # fmt: skip
-            self._check_budget(step)
+            if self.budget is not None:
+                self.budget.check(step)
             self.result = self.result.with_step(step)
             self._finish(task)
             self.progress.note(
@@ -174,29 +177,10 @@ class _Run:
         return self.result
 
     def _share_budget(self) -> None:
-        """Give the memory what of the whole budget network and method will leave it.
-
-        Raises:
-            TargetUnreachableError: nothing.
-        """
-        if self.config.budget is None or self.recall is None or self.config.memory.counted:
-            return
-        own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
-        if own >= self.config.budget:
-            raise TargetUnreachableError(
-                f"budget={self.config.budget}: the network of {self.config.method}, and what it keeps, come to "
-                f"{own:,} bytes without any memory; give more, or a smaller model"
-            )
-        self.recall.budget = self.config.budget - own
-
-    def _check_budget(self, step: StepResult) -> None:
-        held_bytes = sum(step.held_bytes.values())
-        kept = step.memory_bytes + step.network_bytes + held_bytes
-        if self.config.budget is not None and kept > self.config.budget:
-            raise TargetUnreachableError(
-                f"budget={self.config.budget}: after {len(step.by_task)} tasks {kept:,} bytes are kept: network "
-                f"{step.network_bytes:,}, {self.config.method} {held_bytes:,}, memory {step.memory_bytes:,}; give more"
-            )
+        """Give the memory what of the whole budget network and method will leave it."""
+        if self.budget is not None and self.recall is not None and not self.config.memory.counted:
+            own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
+            self.recall.budget = self.budget.left(own)
 
     def _memory_bytes(self, task: Task) -> int:
         """Return what is kept of the tasks so far: the memory's files, or for upper bounds the samples themselves."""
