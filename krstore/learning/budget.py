@@ -30,8 +30,8 @@ class Budget:
         """
         if own >= self.total:
             raise TargetUnreachableError(
-                f"budget={self.total}: the network of {self.method}, and what it keeps, come to {own:,} bytes without any "
-                "memory; give more, or a smaller model"
+                f"budget={self.total}: the network of {self.method}, and what it keeps, come to {own:,} bytes without "
+                "any memory; give more, or a smaller model"
             )
         return self.total - own
 
