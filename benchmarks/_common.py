@@ -7,12 +7,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Run:
         data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
         ratios: what to ask for, where the benchmark asks for ratios; empty for its own choice.
         earlier: the JSON of an earlier run to go on with; empty without one.
+        only: which rows to measure, a regular expression of how they are called; for benchmarks of many runs.
         save: write the results so far, so that a run that is interrupted can be gone on with.
     """
 
@@ -64,7 +66,12 @@ class Run:
     data: Path | None
     ratios: tuple[int, ...] = ()
     earlier: dict[str, Any] = field(default_factory=dict)
+    only: str = ""
     save: Callable[[dict[str, Any]], None] = lambda results: None
+
+    def wanted(self, name: str) -> bool:
+        """Return whether a row is to be measured."""
+        return re.search(self.only, name) is not None
 
     def source(self) -> Source:
         """Return the archive to measure on: the given one, or example data when tiny."""
@@ -164,9 +171,13 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
     parser.add_argument("--size", choices=["tiny", "full"], default="full")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / f"{name}.json")
     parser.add_argument("--ratios", type=int, nargs="+", default=(), help="where the benchmark asks for ratios")
-    parser.add_argument("--resume", action="store_true", help="keep the rows of the output that are there already")
+    parser.add_argument(
+        "--resume", type=Path, nargs="*", metavar="JSON",
+        help="keep the rows of the output that are there already, and those of other outputs",
+    )  # fmt: skip
+    parser.add_argument("--only", default="", help="measure no other rows than those that this pattern is found in")
     given = parser.parse_args()
-    earlier = json.loads(given.output.read_text()) if given.resume and given.output.exists() else {}
+    earlier = {} if given.resume is None else _joined([given.output, *given.resume])
 
     def save(results: dict[str, Any]) -> None:
         document = {"benchmark": name, "size": given.size, "machine": machine(), **results}
@@ -176,8 +187,18 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
         partial.replace(given.output)
 
     with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
-        save(measure(Run(given.size == "tiny", Path(folder), given.data, tuple(given.ratios), earlier, save)))
+        save(
+            measure(Run(given.size == "tiny", Path(folder), given.data, tuple(given.ratios), earlier, given.only, save))
+        )
     print(tables.TABLES[name](json.loads(given.output.read_text())))
+
+
+def _joined(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the first JSON of those that are there, with the rows of the others too."""
+    documents = [json.loads(path.read_text()) for path in paths if path.exists()]
+    if not documents:
+        return {}
+    return documents[0] | {"rows": [row for document in documents for row in document.get("rows", [])]}
 
 
 def _installed(package: str) -> bool:

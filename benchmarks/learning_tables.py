@@ -64,6 +64,23 @@ def budgets(document: Document) -> str:
     return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{footer(document)}"
 
 
+def equal_memory(document: Document) -> str:
+    """Last and average accuracy at equal bytes of network and memory together, a line a method."""
+    rows = document["rows"]
+    sizes = sorted({row["budget"] for row in rows})
+    cells = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        line = [name]
+        for figure in ("last", "average_incremental"):
+            for size in sizes:
+                own = [row for row in rows if (row["name"], row["budget"]) == (name, size)]
+                reached = [100 * row[figure] for row in own if figure in row]
+                line.append(_spread(reached) if reached else "-" if own else "")
+        cells.append(line)
+    head = ["", *(f"{what}, %, at {size / 1e6:g} MB" for what in ("last", "average") for size in sizes)]
+    return f"{table(head, cells)}\n\nA dash: the method cannot keep to the budget.\n\n{footer(document)}"
+
+
 def compressed(document: Document) -> str:
     """What a byte budget is best spent on."""
     return f"{learning(document)}\n\nAt most {document['budget']:,} bytes of memory."
@@ -145,6 +162,7 @@ def _spread(values: list[float]) -> str:
 TABLES: dict[str, Callable[[Document], str]] = {
     "budgets": budgets,
     "compressed": compressed,
+    "equal_memory": equal_memory,
     "exemplars": exemplars,
     "generations": generations,
     "growing": growing,

@@ -74,6 +74,17 @@ def budgets(document: Document, path: Path) -> None:
     _draw(lines, path, "megabytes of memory, all classes seen", "accuracy on all classes", level=level)
 
 
+def equal_memory(document: Document, path: Path) -> None:
+    """Draw last accuracy against bytes of network and memory together, a line a method, means over seeds."""
+    reached = [row for row in document["rows"] if "last" in row]
+    lines: dict[str, Line] = {}
+    for name in _names(reached):
+        sizes = sorted({row["budget"] for row in reached if row["name"] == name})
+        found = [[row["last"] for row in reached if (row["name"], row["budget"]) == (name, size)] for size in sizes]
+        lines[name] = ([size / 1e6 for size in sizes], [mean(values) for values in found])
+    _draw(lines, path, "megabytes of network and memory", "accuracy on all classes")
+
+
 def exemplars(document: Document, path: Path) -> None:
     """Draw accuracy against classes seen, a panel a method and a line a selection, with 95 % intervals over seeds."""
     kinds = list(dict.fromkeys((row["method"], row["adjust"]) for row in document["rows"]))
@@ -109,6 +120,7 @@ def compressed(document: Document, path: Path) -> None:
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
     "budgets": budgets, "exemplars": exemplars, "compressed": compressed,
+    "equal_memory": equal_memory,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 

@@ -28,14 +28,21 @@ Rows = list[dict[str, Any]]
 def resumed(
     run: Run, names: Sequence[str], cases: Iterable[tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]]
 ) -> Rows:
-    """Return a row for each case, of what it is called by these names and of what it returns; earlier rows are kept."""
+    """Return a row for each case, of what it is called by these names and of what it returns.
+
+    Earlier rows are kept; of the other cases only those that are wanted are run.
+    """
     done = {tuple(row[name] for name in names): row for row in run.earlier.get("rows", [])}
     rows: Rows = []
     for key, make in cases:
+        said = ", ".join(map(str, key))
         row = done.pop(key, None)
+        if row is None and not run.wanted(said):
+            continue
         if row is None:
             row = dict(zip(names, key, strict=True)) | make()
-            print(f"{', '.join(map(str, key)):48} {100 * row['last']:.2f} {row['bytes']:,}", file=sys.stderr)
+            found = row.get("unreachable") or f"{100 * row['last']:.2f} {row['bytes']:,}"
+            print(f"{said:48} {found}", file=sys.stderr)
         rows.append(row)
         run.save({"rows": [*rows, *done.values()]})
     return [*rows, *done.values()]

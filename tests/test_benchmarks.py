@@ -38,12 +38,12 @@ def benchmark(name: str, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
-def tiny(name: str, folder: Path) -> Any:
+def tiny(name: str, folder: Path, *arguments: object) -> Any:
     """Run a benchmark in this process, as its command would."""
     module, output, shown = importlib.import_module(f"benchmarks.{name}"), folder / f"{name}.json", io.StringIO()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KRSTORE_")}
     with (
-        patch.object(sys, "argv", [name, "--size", "tiny", "-o", str(output)]),
+        patch.object(sys, "argv", [name, "--size", "tiny", "-o", str(output), *map(str, arguments)]),
         patch.dict(os.environ, environment, clear=True),
         contextlib.redirect_stdout(shown),
     ):
@@ -107,6 +107,23 @@ def test_compressed(tmp_path: Path) -> None:
     (row,) = document["rows"]
     assert (row["name"], row["seed"]) == ("replay, herding, lossless", 0)
     assert 0.5 * document["budget"] < row["bytes"] <= document["budget"]
+
+
+def test_equal_memory(tmp_path: Path) -> None:
+    reached, beyond = tiny("equal_memory", tmp_path)["rows"]
+    assert (reached["name"], reached["budget"], reached["seed"]) == ("replay", 20_000, 0)
+    assert reached["bytes"] + reached["network_bytes"][-1] <= 20_000
+    assert "der" in beyond["unreachable"]
+
+
+def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:
+    document = tiny("equal_memory", tmp_path, "--only", "^der")
+    assert [row["name"] for row in document["rows"]] == ["der"]
+    other = tmp_path / "other.json"
+    replay = {"name": "replay", "budget": 20_000, "seed": 0, "last": 0.5, "average_incremental": 0.6}
+    other.write_text(json.dumps({"rows": [replay]}))
+    joined = tiny("equal_memory", tmp_path, "--resume", other)
+    assert joined["rows"] == [replay, *document["rows"]]
 
 
 def test_growing(tmp_path: Path) -> None:

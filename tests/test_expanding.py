@@ -387,21 +387,31 @@ def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_
     assert result.steps[-1].confusion == read_result(tmp_path / "whole").steps[-1].confusion
 
 
-def test_what_a_pruned_network_may_come_to_is_never_too_little(tmp_path: Path) -> None:
+def test_what_pruned_extractors_have_come_to_is_what_later_ones_are_given(tmp_path: Path) -> None:
+    learner = DER({"pruning": True}, Network(tiny(), 8), 0)
+    assert learner.final_bytes(4, 4) == 0
     untrained = {"epochs": 0, "milestones": ()}  # all channels stay
-    given = {
-        "options.pruning": True,
-        "memory.per_class": 2,
-        "steps": 4,
-        "training": untrained,
-        "base_training": untrained,
-    }
-    result = learn(config("der", **given), tmp_path / "run", dataset=images())
-    own = Network(tiny(), 8)
-    most = DER({"pruning": True}, own, 0).final_bytes(4, 4)
-    last = result.steps[-1]
-    assert sum(last.held_bytes.values()) > 0
-    assert 0.95 * most < last.network_bytes + sum(last.held_bytes.values()) <= most
+    given = {"options.pruning": True, "memory.per_class": 2, "steps": 4}
+    nothing = config("der", **{**given, "training": untrained, "base_training": untrained})
+    last = learn(nothing, tmp_path / "run", dataset=images()).steps[-1]
+    held = sum(last.held_bytes.values())
+    assert held > 0
+    learner.network.grow(1)
+    learner.begin_step(Task(0, 0, 1, ("0",)))
+    learner.prune(Task(0, 0, 1, ("0",)))
+    assert learner.final_bytes(4, 4) == last.network_bytes + held
+
+
+def test_a_pruned_network_leaves_a_memory_what_it_does_not_take(tmp_path: Path) -> None:
+    whole = DER({}, Network(tiny(), 8), 0).final_bytes(4, 4)
+    run = {"budget": whole, "steps": 4, "memory.exemplars": "herding", "memory.codec": "raw"}
+    with pytest.raises(TargetUnreachableError, match="the network of der"):
+        learn(config("der", **run), tmp_path / "whole", dataset=images(200))
+    pruned = config("der", **run, **{"options.pruning": True, "options.sparsity": 3.0})
+    for step in learn(pruned, tmp_path / "pruned", dataset=images(200)).steps:
+        kept = step.memory_bytes + step.network_bytes + sum(step.held_bytes.values())
+        assert step.memory_bytes > 0
+        assert kept <= whole
 
 
 def test_a_budget_and_a_number_of_exemplars(tmp_path: Path) -> None:

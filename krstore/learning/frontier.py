@@ -144,8 +144,10 @@ def _rows(target: Path) -> Rows:
     """Return a row for each run that a grid's folder has, but for unfinished ones."""
     rows: Rows = []
     for place in sorted(target.glob("*/*/seed*")):
-        name, budget, seed = place.parts[-3], int(place.parts[-2]), int(place.parts[-1].removeprefix("seed"))
-        row: dict[str, Any] = {"name": name, "budget": budget, "seed": seed}
+        name, budget, seed = place.parts[-3], place.parts[-2], place.parts[-1].removeprefix("seed")
+        if not (budget.isdecimal() and seed.isdecimal()):
+            continue
+        row: dict[str, Any] = {"name": name, "budget": int(budget), "seed": int(seed)}
         if (place / UNREACHABLE).exists():
             rows.append(row | {"unreachable": (place / UNREACHABLE).read_text()})
             continue

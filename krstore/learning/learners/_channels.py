@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from krstore.backbones.resnet import BasicBlock, ResNet, ResNetTail
 from krstore.errors import UsageError
 
-__all__ = ["SHARPEST", "ChannelMasks", "ChannelShortcut", "compensated", "maskable", "reshaped", "widened"]
+__all__ = ["SHARPEST", "ChannelMasks", "ChannelShortcut", "compensated", "reshaped", "widened"]
 
 SHARPEST = 100.0
 BOUND = 6.0  # of scores: beyond it a sigmoid has no gradient left
@@ -234,11 +234,6 @@ def _layers(extractor: nn.Module) -> tuple[dict[str, int], list[_Convolution]]:
             convolutions.append(_Convolution(f"{name}.downsample.0", f"{name}.downsample.1", source, outer))
         source = outer
     return masked, convolutions
-
-
-def maskable(extractor: nn.Module) -> int:
-    """Return how many channels have masks."""
-    return sum(_layers(extractor)[0].values())
 
 
 def _blocks(extractor: nn.Module) -> list[tuple[str, BasicBlock]]:

@@ -85,9 +85,12 @@ class ExpandingLearner(Learner):
 
     def final_bytes(self, tasks: int, classes: int) -> int:
         """Return the bytes of what there is, and of an extractor as large as the first for each task to come."""
+        return self._final_bytes(tasks, classes, self._extractor_bytes, self._full_width)
+
+    def _final_bytes(self, tasks: int, classes: int, each: int, width: int) -> int:
+        """Return the bytes with an extractor of `each` bytes and of `width` embeddings for each task to come."""
         later = tasks - len(self.body.extractors) if self._expands else 0
-        width = self.network.width + later * self._full_width
-        return stored_bytes(self.body) + later * self._extractor_bytes + 4 * classes * (width + 1)
+        return stored_bytes(self.body) + later * each + 4 * classes * (self.network.width + later * width + 1)
 
     def reshape(self, state: Mapping[str, Tensor]) -> None:
         """Give the body as many extractors as were saved."""

@@ -159,7 +159,10 @@ class Learner(ABC):
         return {name: tensor.nbytes for name, tensor in self.state().items()}
 
     def final_bytes(self, tasks: int, classes: int) -> int:
-        """Return the most bytes that network and method can come to when all tasks have come, with all classes."""
+        """Return the bytes that network and method will come to when all tasks have come, with all classes.
+
+        The most that they can, but for methods whose networks shrink, which learn it as tasks come.
+        """
         more = classes - self.network.classes
         return stored_bytes(self.network) + 4 * more * (self.network.width + 1) + sum(self.held().values())
 

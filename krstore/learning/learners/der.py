@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from krstore.errors import ConfigError
 from krstore.learning.expansion import Extractors
-from krstore.learning.learners._channels import SHARPEST, ChannelMasks, maskable, reshaped, widened
+from krstore.learning.learners._channels import SHARPEST, ChannelMasks, reshaped, widened
 from krstore.learning.learners._expanding import ExpandingConfig, ExpandingLearner
-from krstore.learning.network import Network
+from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
@@ -128,10 +128,16 @@ class DER(ExpandingLearner):
         return {"ce": F.cross_entropy(self.network(batch.x) / self.config.temperature, batch.y)}
 
     def final_bytes(self, tasks: int, classes: int) -> int:
-        """Return the same, and four bytes a channel to say which are left of the last and of later extractors."""
-        later = 1 + tasks - len(self.body.extractors)
-        said = 4 * later * maskable(self._blank) if self.config.pruning else 0
-        return super().final_bytes(tasks, classes) + said
+        """Return the same; where channels are removed, with extractors to come as small as the last one.
+
+        What the first will be cut down to is not known before it has been: 0 until then.
+        """
+        if not self.config.pruning:
+            return super().final_bytes(tasks, classes)
+        if not self._kept:
+            return 0
+        each = stored_bytes(self.body.last)
+        return self._final_bytes(tasks, classes, each, len(self._kept[-1])) + sum(self.held().values())
 
     def state(self) -> dict[str, Tensor]:
         """Return which channels of the last extractor have stayed."""
