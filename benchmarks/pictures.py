@@ -74,6 +74,12 @@ def budgets(document: Document, path: Path) -> None:
     _draw(lines, path, "megabytes of memory, all classes seen", "accuracy on all classes", level=level)
 
 
+def generations(document: Document, path: Path) -> None:
+    """Draw the earliest task's NMSE against the tasks that have come since, a line a way to keep them."""
+    lines = {row["name"]: (list(map(float, range(len(row["nmse"])))), row["nmse"]) for row in document["rows"]}
+    _draw(lines, path, "tasks since", "NMSE of the earliest task's features")
+
+
 def equal_memory(document: Document, path: Path) -> None:
     """Draw last accuracy against bytes of network and memory together, a line a method, means over seeds."""
     reached = [row for row in document["rows"] if "last" in row]
@@ -120,7 +126,7 @@ def compressed(document: Document, path: Path) -> None:
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
     "budgets": budgets, "exemplars": exemplars, "compressed": compressed,
-    "equal_memory": equal_memory,
+    "equal_memory": equal_memory, "generations": generations,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 
