@@ -363,6 +363,15 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_presets_memory_can_be_left_out(tmp_path: Path) -> None:
+    built = build_run_config("der", {"data": "given", "memory.exemplars": "none"}, preset="small")
+    assert (built.memory.per_class, built.finetuning) == (None, None)
+    result = learn(config("der", **{"memory.exemplars": "none", "steps": 2}), tmp_path / "a", dataset=images())
+    assert [step.memory_bytes for step in result.steps] == [0, 0]
+    with pytest.raises(ConfigError, match="exemplars=none, but icarl lives on a memory"):
+        learn(config("icarl", **{"memory.exemplars": "none"}), tmp_path / "b", dataset=images())
+
+
 def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -771,6 +771,11 @@ def test_a_rate_takes_the_place_of_the_presets() -> None:
     assert (memory.codec, memory.preset, memory.ratio, memory.budget) == ("transform", "fast", None, 5_000_000)
 
 
+def test_a_memory_that_is_no_table_is_refused() -> None:
+    with pytest.raises(ConfigError, match="memory: Expected `object`, got `int`"):
+        build_run_config("der", {"data": "x", "memory": 3}, preset="small")
+
+
 def test_a_budget_takes_the_place_of_the_presets_count_where_the_codec_is_lossless() -> None:
     for codec, count in (("webp_lossless", None), ("webp", 20), (None, None)):
         built = build_run_config("lucir", {"data": "x", "memory.codec": codec, "memory.budget": 9}, preset="small")

@@ -13,12 +13,22 @@ import msgspec
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 from krstore.registry import get_sample_codec
 
-__all__ = ["PRESETS", "Adjusting", "Finetuning", "MemoryConfig", "RunConfig", "Training", "build_run_config"]
+__all__ = [
+    "NO_EXEMPLARS",
+    "PRESETS",
+    "Adjusting",
+    "Finetuning",
+    "MemoryConfig",
+    "RunConfig",
+    "Training",
+    "build_run_config",
+]
 
 PRESETS = ("fast", "paper", "small")
 RATES = {"ratio", "budget"}
 COUNTS = {"per_class", "total"}
 SELECTION = {"exemplars", *COUNTS}
+NO_EXEMPLARS = "none"
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
@@ -82,6 +92,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
             gives. Exemplars whose number is not said fill it at every step: old classes make room for new ones.
         exemplars: keep some samples of each class, chosen by a codec of exemplars (``"herding"``, ``"random"``, ...);
             default random where any of the next two, or a budget for a lossless codec, asks for some, and else all.
+            ``"none"``: no memory, of a method that can do without, where a preset has one.
         exemplar_settings: options of that codec.
         per_class: exemplars of each class; default 20, or as many as ratio or budget allow.
         total: exemplars in all, equally many of each class seen: old classes make room for new ones.
@@ -118,7 +129,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
     def asked_for(self) -> bool:
         """Whether anything says that there is to be a memory, or how large."""
         said = (self.codec, self.ratio, self.budget, self.exemplars, self.per_class, self.total)
-        return any(value is not None for value in said)
+        return self.exemplars != NO_EXEMPLARS and any(value is not None for value in said)
 
 
 class RunConfig(_Options, frozen=True, kw_only=True):
@@ -198,7 +209,7 @@ def build_run_config(
             `None` is no value.
         preset: one of `PRESETS`: hyper-parameters of all methods, and what single methods have of their own. What it
             says of the memory holds for its codec; naming another leaves that out, as a ratio or a budget does with the
-            preset's.
+            preset's; where exemplars are ``"none"``, there is no memory, and nothing of the preset's to fine-tune on.
         file: a TOML file with the same names.
 
     Raises:
@@ -216,7 +227,10 @@ def build_run_config(
         _overlay(values, data)
         _overlay(values, methods.get(method, {}))
         sized = {"budget": own["budget"]} if "budget" in own else {}
-        values["memory"] = _left(values.get("memory", {}), {**own.get("memory", {}), **sized})
+        said = own["memory"] if isinstance(own.get("memory"), Mapping) else {}
+        values["memory"] = _left(values.get("memory", {}), {**said, **sized})
+        if said.get("exemplars") == NO_EXEMPLARS:
+            values = {name: value for name, value in values.items() if name not in ("memory", "finetuning")}
     _overlay(values, own)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)

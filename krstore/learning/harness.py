@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import ConfigError, UsageError
+from krstore.errors import UsageError
 from krstore.files import atomic_path
 from krstore.inputs import Inputs
+from krstore.learning.agreement import agreed_memory
 from krstore.learning.blocks import Blocks, read_analysis, write_analysis
 from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
@@ -108,11 +108,10 @@ class _Run:
             config.model, config.weights, self._example, config.model_args, cosine=method.cosine
         ).to(self.device)
         until = config.frozen_until
-        if until is not None and method.rebuilds:
-            raise ConfigError(f"frozen_until={until}: {config.method} says itself which parts stay; leave it out")
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
         self.learner.mirrored = config.flip
+        memory = agreed_memory(config, self.learner)
         if self.learner.own_classifier:
             self.network.forget_classifier()
         self.given = self.network.classes
@@ -122,27 +121,14 @@ class _Run:
                 f"{self.scenario.tasks[0].stop}"
             )
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
-        self.recall: Recall | None = None
         self.alone: Alone | None = None
-        if config.transfer and not method.transferable:
-            raise ConfigError(f"transfer=true: {config.method} holds on to weights by their names; leave it out")
-        if config.budget is not None and config.memory.budget is not None:
-            raise ConfigError(
-                f"budget={config.budget} of all, and memory.budget={config.memory.budget}; give one of them"
-            )
-        memory = config.memory if config.memory.counted else msgspec.structs.replace(
-            config.memory, budget=config.budget or config.memory.budget
-        )  # fmt: skip
-        if method.rehearsal is Rehearsal.MEMORY or (method.rehearsal is Rehearsal.OPTIONAL and config.memory.asked_for):
+        self.recall: Recall | None = None
+        if memory is not None:
             self.recall = Recall(
                 memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
             )
             self.recall.check(len(self.result.steps))
             self._share_budget()
-        elif self.learner.needs_exemplars:
-            raise ConfigError(f"these options of {config.method} need exemplars; name some (--exemplars herding)")
-        elif config.finetuning is not None:
-            raise ConfigError(f"finetuning is on what a memory holds, and this run of {config.method} has none")
 
     def run(self) -> RunResult:
         """Do the steps that are left."""

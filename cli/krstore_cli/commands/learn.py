@@ -45,7 +45,8 @@ def learn(
         str | None, option("--codec", help="Of the memory; see krstore codecs.", autocompletion=complete_codec)
     ] = None,
     exemplars: Annotated[
-        str | None, option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans.")
+        str | None,
+        option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans; or none."),
     ] = None,
     adjust: Annotated[bool, option("--adjust", help="Train old exemplars against each other after each task.")] = False,
     ratio: Ratio = None,
