@@ -73,3 +73,34 @@ def test_lightning_refuses_a_share_out_of_range(replay: krstore.Replay, new: Dat
 
     with pytest.raises(UsageError, match="share=1 is not in"):
         ReplayDataModule(new, replay, share=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchrl_samples_what_is_stored(replay: krstore.Replay) -> None:
+    data = pytest.importorskip("torchrl.data")
+    from krstore.adapters.torchrl import ReplayStorage, replay_buffer
+
+    buffer = replay_buffer(replay, sampler=data.replay_buffers.SamplerWithoutReplacement(), batch_size=20)
+    batches = [buffer.sample() for _ in range(3)]
+    order = torch.cat([batch["index"] for batch in batches])
+    assert sorted(order.tolist()) == list(range(60))
+    features, labels = replay.read(order.numpy())
+    assert torch.equal(torch.cat([batch["features"] for batch in batches]), features)
+    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), labels)
+    again = replay_buffer(replay)
+    again.load_state_dict(replay_buffer(replay).state_dict())
+    assert len(again.sample()) == replay.batch_size
+    with pytest.raises(RuntimeError, match="doesn't allow writing"):
+        buffer.extend(batches[0])
+    storage = ReplayStorage(replay)
+    assert torch.equal(storage[2:5]["features"], features[[order.tolist().index(i) for i in (2, 3, 4)]])
+    assert storage[7]["features"].shape == (4,)
+    assert 59 in storage
+    assert 60 not in storage
+    with pytest.raises(IndexError):
+        storage[60]
+    storage.load_state_dict(storage.state_dict())
+    with pytest.raises(UsageError, match="the checkpoint is of 59 samples; the replay has 60"):
+        storage.load_state_dict({"samples": 59})
+    with pytest.raises(UsageError, match="stores are written once"):
+        storage.set(0, batches[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -190,6 +190,17 @@ class Replay(Dataset[Batch]):
             self._place = place
             yield batch
 
+    def read(self, indices: Sequence[int] | Ids) -> Batch:
+        """Return samples of these indices, of those that this replays, as a batch.
+
+        Raises:
+            IndexError: out of range.
+        """
+        rows = self._rows[np.asarray(indices, np.int64)]
+        features = self.samples.decode_tensor(rows)
+        device = self.device if self.device is not None else features.device
+        return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)
+
     def state_dict(self) -> dict[str, int]:
         """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count."""
         return self._place._asdict()
@@ -201,11 +212,11 @@ class Replay(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        features, labels = self._batch(np.array([index]))
+        features, labels = self.read([index])
         return features[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
-        features, labels = self._batch(np.asarray(indices))
+        features, labels = self.read(indices)
         return list(zip(features, labels, strict=True))
 
     def _epoch(self, place: _Place) -> Iterator[tuple[Batch, _Place]]:
@@ -214,7 +225,7 @@ class Replay(Dataset[Batch]):
         last = len(order) // self.batch_size * self.batch_size if self.drop_last else len(order)
         for start in range(place.offset, last, self.batch_size):
             stop = min(start + self.batch_size, last)
-            yield self._batch(order[start:stop]), _Place(place.epoch, stop)
+            yield self.read(order[start:stop]), _Place(place.epoch, stop)
 
     def _mixed(self, new: Iterable[Batch], ratio: float, place: _Place) -> Iterator[tuple[MixedBatch, _Place]]:
         owed = 0.0  # samples and what rounding has left of one
@@ -234,13 +245,7 @@ class Replay(Dataset[Batch]):
             count -= len(pieces[-1])
             through = place.offset + len(pieces[-1]) == len(self.order)
             place = _Place(place.epoch + 1, 0) if through else _Place(place.epoch, place.offset + len(pieces[-1]))
-        return self._batch(np.concatenate(pieces)), place
-
-    def _batch(self, indices: Any) -> Batch:
-        rows = self._rows[indices]
-        features = self.samples.decode_tensor(rows)
-        device = self.device if self.device is not None else features.device
-        return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)
+        return self.read(np.concatenate(pieces)), place
 
 
 def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:
