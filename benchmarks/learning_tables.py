@@ -12,33 +12,48 @@ __all__ = ["TABLES"]
 
 def learning(document: Document) -> str:
     """What each method has learnt in the end, and in how many bytes."""
-    groups: dict[str, list[Document]] = {}
-    for row in document["rows"]:
-        groups.setdefault(row["name"], []).append(row)
     figures = ("last", "average_incremental", "average_incremental_later", "forgetting")
     cells = [
         [
             name, str(len(rows)), *(_spread([100 * row[figure] for row in rows]) for figure in figures),
             f"{max(row['bytes'] for row in rows):,}", f"{mean(row['seconds'] for row in rows):.0f}",
         ]
-        for name, rows in groups.items()
+        for name, rows in _named(document).items()
     ]  # fmt: skip
     head = ["", "seeds", "last, %", "average, %", "without step 0, %", "forgetting, %", "bytes kept", "s"]
     return f"{table(head, cells)}\n\n{footer(document)}"
 
 
+def learners(document: Document) -> str:
+    """What each method has learnt on one protocol, what later tasks did to earlier ones, and the other way round."""
+    figures = (
+        "last", "average_incremental", "forgetting", "backward_transfer", "forward_transfer",
+        "representation_backward_transfer", "representation_forward_transfer",
+    )  # fmt: skip
+    cells = [
+        [
+            name, *(_spread([100 * row[figure] for row in rows]) for figure in figures),
+            f"{max(row['bytes'] for row in rows):,}", f"{max(row['network_bytes'][-1] for row in rows):,}",
+        ]
+        for name, rows in _named(document).items()
+    ]  # fmt: skip
+    head = [
+        "%", "last", "average", "forgetting", "BWT", "FWT", "BWT of representations", "FWT of representations",
+        "bytes beside the network", "of the network",
+    ]  # fmt: skip
+    seeds = len({row["seed"] for row in document["rows"]})
+    return f"{table(head, cells)}\n\n{seeds} seed{'s' if seeds != 1 else ''}.\n\n{footer(document)}"
+
+
 def growing(document: Document) -> str:
     """What each method has learnt, and what its networks have come to."""
-    groups: dict[str, list[Document]] = {}
-    for row in document["rows"]:
-        groups.setdefault(row["name"], []).append(row)
     cells = [
         [
             name, str(len(rows)), _spread([100 * row["last"] for row in rows]),
             _spread([100 * row["average_incremental"] for row in rows]), f"{max(row['bytes'] for row in rows):,}",
             " ".join(f"{mean(own) / 1000:.0f}" for own in zip(*(row["network_bytes"] for row in rows), strict=True)),
         ]
-        for name, rows in groups.items()
+        for name, rows in _named(document).items()
     ]  # fmt: skip
     head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step"]
     return f"{table(head, cells)}\n\n{footer(document)}"
@@ -155,6 +170,14 @@ def generations(document: Document) -> str:
     return f"{table(head, cells)}\n\n{archive(document)} Ratio {document['ratio']}.\n\n{footer(document)}"
 
 
+def _named(document: Document) -> dict[str, list[Document]]:
+    """Return the rows by name."""
+    groups: dict[str, list[Document]] = {}
+    for row in document["rows"]:
+        groups.setdefault(row["name"], []).append(row)
+    return groups
+
+
 def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -166,6 +189,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "exemplars": exemplars,
     "generations": generations,
     "growing": growing,
+    "learners": learners,
     "learning": learning,
     "mnemonics": mnemonics,
     "packnet": packnet,

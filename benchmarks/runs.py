@@ -20,7 +20,10 @@ KEPT = (
     "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting",
     "backward_transfer", "seconds",
 )  # fmt: skip
-OTHERS = ("last_cnn", "average_incremental_cnn")
+OTHERS = (
+    "last_cnn", "average_incremental_cnn", "forward_transfer", "representation_backward_transfer",
+    "representation_forward_transfer",
+)  # fmt: skip
 
 Rows = list[dict[str, Any]]
 

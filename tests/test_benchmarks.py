@@ -21,6 +21,7 @@ import krstore
 import krstore.backbones
 from benchmarks._common import main
 from krstore.comparison import compare
+from krstore.learning.learners import LEARNERS
 from krstore.testing import example_source
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +115,16 @@ def test_equal_memory(tmp_path: Path) -> None:
     assert (reached["name"], reached["budget"], reached["seed"]) == ("replay", 20_000, 0)
     assert reached["bytes"] + reached["network_bytes"][-1] <= 20_000
     assert "der" in beyond["unreachable"]
+
+
+def test_learners(tmp_path: Path) -> None:
+    (row,) = tiny("learners", tmp_path)["rows"]
+    assert (row["name"], row["seed"]) == ("finetune", 0)
+    assert -1 <= row["representation_forward_transfer"] <= 1
+
+
+def test_every_learner_is_measured() -> None:
+    assert set(importlib.import_module("benchmarks.learners").CASES) == set(LEARNERS)
 
 
 def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""Learners: every method on one protocol, with backward and forward transfer, of predictions and of representations.
+
+Data and tasks are those of `benchmarks.exemplars`, at the preset `small` as it is. Beside each run a network of random
+weights learns each task alone, from what the method sees (forward transfer), and after each step a linear classifier of
+the embeddings is fitted to training samples of all classes seen (transfer of representations).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks._common import Run, main
+from benchmarks.exemplars import images
+from benchmarks.runs import figures, resumed
+from krstore.learning.config import build_run_config
+from krstore.learning.data import Dataset
+
+SEEDS = (0, 1, 2)
+MEASURED = {"alone": True, "probe": True}
+CASES: dict[str, dict[str, Any]] = {
+    "finetune": {}, "ewc": {}, "mas": {}, "gfr": {}, "lwf-mc": {}, "m2kd": {}, "lwf": {}, "replay": {},
+    "kril": {"frozen_until": "layer2.0"}, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {}, "der": {},
+    "joint": {},
+}  # fmt: skip
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Run every method with every seed, all methods of a seed first; rows of an earlier run are kept."""
+    dataset = images(run)
+    cases = [
+        ((method, seed), functools.partial(_learnt, run, dataset, method, {**own, **MEASURED, "seed": seed}))
+        for seed in (SEEDS[:1] if run.tiny else SEEDS)
+        for method, own in (CASES if not run.tiny else {"finetune": {}}).items()
+    ]
+    return {"rows": resumed(run, ("name", "seed"), cases)}
+
+
+def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    settings = {"data": "given", "device": "cpu", **settings}
+    if run.tiny:
+        settings |= {"base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1}
+    return figures(run, build_run_config(method, settings, preset="small"), dataset)
+
+
+if __name__ == "__main__":
+    main("learners", __doc__, measure)
