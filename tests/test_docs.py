@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import msgspec
 import pytest
 from typer.main import get_command
 
+from krstore.learning.config import RunConfig
+from krstore.learning.learners import get_learner
 from krstore.testing import example_source
-from krstore_cli.app import app
+from krstore_cli.app import app, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,10 +60,10 @@ def test_the_python_examples_run(page: Path, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file["features"], file["labels"] = source.features, source.labels
     (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")))
-    run = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert run.returncode == 0, run.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(command_lines(page))], ids=name)
@@ -71,6 +74,22 @@ def test_the_command_lines_parse(page: Path) -> None:
             if hasattr(command, "commands"):
                 command, rest = command.commands[rest[0]], rest[1:]
             command.make_context(words[0], rest)
+
+
+def test_the_runs_that_are_shown_have_options_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [words for page in PAGES for words in command_lines(page) if words[0] == "learn" and "-o" in words]
+    assert len(shown) > 20
+    built: list[RunConfig] = []
+
+    def learn(config: RunConfig, *given: object, **options: object) -> None:
+        built.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("krstore.learning.harness.learn", learn)
+    for words in shown:
+        run(words)
+        config = built.pop()
+        msgspec.convert(config.options, get_learner(config.method).Config, strict=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
