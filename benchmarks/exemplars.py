@@ -2,7 +2,7 @@
 
 `--data` names a folder with `train.h5` and `test.h5`, twenty classes of 16x16 images (`python -m benchmarks.archives
 small`). Ten classes are learnt at first, then five tasks of two, at the preset `small`, with weight transfer and
-fine-tuning on the balanced exemplars for all.
+fine-tuning on the balanced exemplars for all; with one method also adjusted exemplars, and other ways to choose them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from krstore.testing import ArraySource
 SEEDS = (0, 1, 2)
 METHODS = ("lwf", "icarl", "bic", "lucir", "wa")
 SELECTIONS = ("random", "herding", "mnemonics")
-ADJUSTED = "lucir"
+OTHERS = ("kmeans", "mnemonics_released")
+ONE = "lucir"
 ARMS: dict[str, Any] = {"transfer": True, "finetuning.epochs": 20, "finetuning.schedule": "cosine"}
 MNEMONICS: dict[str, Any] = {"epochs": 2, "outer_steps": 20, "steps": 5, "rate": 10.0, "halve": 1}
 ADJUSTING = {"memory.adjust.epochs": 12, "memory.adjust.rate": 10.0, "memory.adjust.halve": 10}
@@ -60,7 +61,8 @@ def images(run: Run) -> Dataset:
 def _cases() -> list[Case]:
     """Return method, selection, and whether old exemplars are adjusted."""
     plain = [(method, selection, False) for method in METHODS for selection in SELECTIONS]
-    return plain + [(ADJUSTED, selection, True) for selection in SELECTIONS]
+    others = [(ONE, selection, False) for selection in OTHERS]
+    return plain + others + [(ONE, selection, True) for selection in SELECTIONS]
 
 
 def _learnt(run: Run, dataset: Dataset, case: Case, seed: int) -> dict[str, Any]:

@@ -105,33 +105,34 @@ def packnet(document: Document) -> str:
     """Ten networks in one file, and in ten."""
     rows = {row["name"]: row["bytes"] for row in document["rows"]}
     files, store, first = rows["safetensors"], rows["packnet"], rows["packnet, the first step alone"]
-    cells = [[name, f"{size:,}", f"{files / size:.2f}"] for name, size in rows.items()]
-    return (
-        f"{table(['', 'bytes', 'ratio'], cells)}\n\n{document['steps']} steps, {document['parameters']:,} elements "
-        f"each and a classifier; {100 * document['last']:.2f} % last. All steps come back bit by bit. What the steps "
-        f"after the first add: {store - first:,} bytes.\n\n{footer(document)}"
+    lossy = {row["name"]: f"{100 * row['last']:.2f}" for row in document["rows"] if "last" in row}
+    cells = [[name, f"{size:,}", f"{files / size:.2f}", lossy.get(name, "")] for name, size in rows.items()]
+    said = (
+        f"{document['steps']} steps, {document['parameters']:,} elements each and a classifier; "
+        f"{100 * document['last']:.2f} % last. All steps come back bit by bit from packnet. What the steps after the "
+        f"first add: {store - first:,} bytes."
     )
+    return f"{table(['', 'bytes', 'ratio', 'last of lossy ones, %'], cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def exemplars(document: Document) -> str:
     """What methods remember with each way to choose exemplars."""
-    rows = document["rows"]
-    selections = list(dict.fromkeys(row["selection"] for row in rows))
-    cells = []
-    for method, adjust in dict.fromkeys((row["method"], row["adjust"]) for row in rows):
-        groups = [
-            [row for row in rows if (row["method"], row["adjust"], row["selection"]) == (method, adjust, selection)]
-            for selection in selections
+    groups: dict[tuple[str, ...], list[Document]] = {}
+    for row in document["rows"]:
+        key = (row["method"], row["selection"], *(["adjusted"] if row["adjust"] else []))
+        groups.setdefault(key, []).append(row)
+    cells = [
+        [
+            ", ".join(key), str(len(rows)),
+            *(
+                _spread([100 * row[figure] for row in rows])
+                for figure in ("average_incremental", "last", "initial_forgetting")
+            ),
         ]
-        figures = [
-            _spread([100 * row[figure] for row in group]) if group else ""
-            for figure in ("average_incremental", "last", "initial_forgetting") for group in groups
-        ]  # fmt: skip
-        cells.append([f"{method}, adjusted" if adjust else method, *figures])
-    head = ["average, last, F in %", *(f"{what} {one}" for what in ("average", "last", "F") for one in selections)]
-    seeds = len({row["seed"] for row in rows})
-    said = f"{seeds} seed{'s' if seeds != 1 else ''}; {max(row['seconds'] for row in rows):.0f} s a run at most."
-    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
+        for key, rows in groups.items()
+    ]  # fmt: skip
+    said = f"{max(row['seconds'] for row in document['rows']):.0f} s a run at most."
+    return f"{table(['', 'seeds', 'average, %', 'last, %', 'F, %'], cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def mnemonics(document: Document) -> str:

@@ -1,7 +1,8 @@
 """What ten networks of one set of weights take: packnet against safetensors files and zstd of them.
 
 Those of a run of M2KD that is trained for it: `krstore learn m2kd --preset small` in ten steps of two classes, on
-ResNet-32. `--data` is that of `benchmarks.exemplars`.
+ResNet-32; by packnet_quantised too, with what the last network is then worth. `--data` is that of
+`benchmarks.exemplars`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from safetensors.torch import load_file
 
 from benchmarks._common import Run, main
 from benchmarks.exemplars import images
-from krstore.learning.config import build_run_config
-from krstore.learning.harness import learn
+from krstore.inputs import Inputs
+from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.data import Dataset
+from krstore.learning.evaluation import evaluated
+from krstore.learning.harness import learn, scenario_of
 from krstore.learning.learners.m2kd import M2KD
 from krstore.learning.network import build_network
+from krstore.learning.streams import batches_of
 from krstore.snapshots import HeldStates, State
 from krstore.store.writer import encode_snapshots
 
@@ -33,13 +38,16 @@ TINY: dict[str, Any] = {
     "model": "krstore.backbones:resnet8", "steps": 3, "base_training.epochs": 1, "training.epochs": 1,
 }  # fmt: skip
 LEVEL = 19
+RATIOS = (20, 40)
 
 
 def measure(run: Run) -> dict[str, Any]:
     """Train, and store the states in every way."""
     config = build_run_config("m2kd", SETTINGS | (TINY if run.tiny else {}), preset="small")
-    result = learn(config, run.folder / "run", dataset=images(run))
-    states = _states(run.folder / "run", config.model, sum(map(len, result.tasks)), len(result.tasks))
+    dataset = images(run)
+    result = learn(config, run.folder / "run", dataset=dataset)
+    learner = _learner(run.folder / "run", config.model, sum(map(len, result.tasks)), len(result.tasks))
+    states = learner.states()
     store = encode_snapshots(HeldStates(tuple(states)), run.folder / "all.krs", codec="packnet", device="cpu")
     first = encode_snapshots(HeldStates(tuple(states[:1])), run.folder / "first.krs", codec="packnet", device="cpu")
     files = [save({name: np.ascontiguousarray(array) for name, array in state.items()}) for state in states]
@@ -56,12 +64,28 @@ def measure(run: Run) -> dict[str, Any]:
             {"name": f"safetensors, all by one zstd {LEVEL}", "bytes": len(zstd.compress(b"".join(files)))},
             {"name": "packnet", "bytes": store.bytes.file},
             {"name": "packnet, the first step alone", "bytes": first.bytes.file},
+            *(_quantised(run, states, ratio, config, dataset, learner) for ratio in ((4,) if run.tiny else RATIOS)),
         ],
     }  # fmt: skip
 
 
-def _states(folder: Path, model: str, classes: int, steps: int) -> list[State]:
-    """Return the network of each step, from what the run has kept after the last."""
+def _quantised(
+    run: Run, states: list[State], ratio: int, config: RunConfig, dataset: Dataset, learner: M2KD
+) -> dict[str, Any]:
+    """Store the states by packnet_quantised, and return bytes and the accuracy of the last one."""
+    path = run.folder / f"{ratio}.krs"
+    held = HeldStates(tuple(states))
+    store = encode_snapshots(held, path, codec="packnet_quantised", ratio=ratio, device="cpu")
+    learner.network.load_state_dict(store.network(len(states) - 1))
+    scenario = scenario_of(config, dataset)
+    test = scenario.test_until(len(states) - 1)
+    prepare = Inputs.of(test.spec, "auto", config.mean, config.std)
+    accuracy = evaluated(learner, batches_of(test, prepare, "cpu"), scenario.tasks)["accuracy"]
+    return {"name": f"packnet_quantised at {ratio}", "bytes": store.bytes.file, "last": accuracy}
+
+
+def _learner(folder: Path, model: str, classes: int, steps: int) -> M2KD:
+    """Return the learner with the network of each step, from what the run has kept after the last."""
     kept = load_file(folder / f"step{steps}.safetensors")
     parts: dict[str, dict[str, Any]] = {"network": {}, "learner": {}}
     for name, value in kept.items():
@@ -72,7 +96,7 @@ def _states(folder: Path, model: str, classes: int, steps: int) -> list[State]:
     network.load_state_dict(parts["network"])
     learner = M2KD({}, network, 0)
     learner.load_state(parts["learner"])
-    return learner.states()
+    return learner
 
 
 def _hash(state: State) -> str:
