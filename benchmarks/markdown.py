@@ -10,9 +10,9 @@ __all__ = ["Document", "archive", "footer", "table"]
 Document = dict[str, Any]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the first column is text, the others are numbers."""
-    ruler = ["---", *["---:"] * (len(head) - 1)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> str:
+    """Return a Markdown table; the first column, or so many of them, are text, the others are numbers."""
+    ruler = [*["---"] * text, *["---:"] * (len(head) - text)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ruler, *rows))
 
 

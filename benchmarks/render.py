@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md from benchmarks/results/*.json, between their markers, and draw its pictures.
+"""Write the tables of the pages from benchmarks/results/*.json, between their markers, and draw the pictures.
 
 `compare.json` there is the one that `krstore compare` writes.
 """
@@ -10,13 +10,15 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks.overview import OVERVIEWS
 from benchmarks.tables import TABLES
 from krstore.plots import plot_rate_distortion
 
 __all__ = ["rendered"]
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
+RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+PAGES = [DOCS / "results.md", DOCS / "methods.md", ROOT / "README.md"]
 
 
 def rendered(page: str, results: Path) -> str:
@@ -26,6 +28,8 @@ def rendered(page: str, results: Path) -> str:
     """
 
     def fill(match: re.Match[str]) -> str:
+        if match["name"] in OVERVIEWS:
+            return f"{match['begin']}{OVERVIEWS[match['name']](results)}\n{match['end']}"
         path = results / f"{match['name']}.json"
         document = json.loads(path.read_text()) if path.exists() else None
         body = TABLES[document.get("benchmark", "compare")](document) + "\n" if document else ""
@@ -36,27 +40,29 @@ def rendered(page: str, results: Path) -> str:
 
 
 def main() -> None:
-    """Write the page, or only say whether it is up to date."""
+    """Write the pages, or only say whether they are up to date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is not up to date")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of JSON")
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--page", type=Path, nargs="+", default=PAGES, dest="pages", help="the first has the pictures")
     given = parser.parse_args()
-    old = given.page.read_text()
-    new = rendered(old, given.results)
-    if given.check and new != old:
-        raise SystemExit(f"{given.page} is not what its JSON says; run python -m benchmarks.render")
+    for page in given.pages:
+        old = page.read_text()
+        new = rendered(old, given.results)
+        if given.check and new != old:
+            raise SystemExit(f"{page} is not what its JSON says; run python -m benchmarks.render")
+        if not given.check:
+            page.write_text(new)
     if given.check:
         return
-    given.page.write_text(new)
     from benchmarks.pictures import PICTURES  # only those who draw need matplotlib
 
     for path in sorted(given.results.glob("*.json")):
-        document = json.loads(path.read_text())
+        document, folder = json.loads(path.read_text()), given.pages[0].parent
         if path.stem == "compare":
-            plot_rate_distortion(document["rows"], given.page.with_name("rate_distortion.png"))
+            plot_rate_distortion(document["rows"], folder / "rate_distortion.png")
         elif document["benchmark"] in PICTURES:
-            PICTURES[document["benchmark"]](document, given.page.with_name(f"{path.stem}.png"))
+            PICTURES[document["benchmark"]](document, folder / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

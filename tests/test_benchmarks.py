@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 import krstore
 import krstore.backbones
+from benchmarks import overview
 from benchmarks._common import main
 from krstore.comparison import compare
 from krstore.learning.learners import LEARNERS
@@ -123,8 +125,11 @@ def test_learners(tmp_path: Path) -> None:
     assert -1 <= row["representation_forward_transfer"] <= 1
 
 
-def test_every_learner_is_measured() -> None:
+def test_every_learner_and_codec_is_measured_and_told_of() -> None:
     assert set(importlib.import_module("benchmarks.learners").CASES) == set(LEARNERS)
+    assert set(overview.LEARNERS) == set(LEARNERS)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(overview.CODECS) == set(project["entry-points"]["krstore.codecs"])
 
 
 def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
-    """Yield the words of each line that runs krstore, without its name."""
-    for text in blocks(page, "sh", "console"):
+    """Yield the words of each line that runs krstore, without its name, and of those in the tables of methods."""
+    tabled = re.findall(r"\| `(krstore [^`]+)` \|", page.read_text()) if page.stem == "methods" else []
+    for text in [*blocks(page, "sh", "console"), *tabled]:
         for line in text.replace("\\\n", " ").splitlines():
             words = line.removeprefix("$ ").removeprefix("krstore ")
             if line in (f"krstore {words}", f"$ krstore {words}"):
