@@ -10,6 +10,7 @@
     embeddings    the pooled output, 64 numbers
     tokens        65x64, after the second layer of a small vision transformer trained on all images for some minutes
     small         16x16x3 uint8, train.h5 and test.h5: all images of the 20 classes, four pixels averaged to one
+    halved        the same of all classes
     late_1000     as late, of so many images of all classes; beyond their number, of flipped ones as well
 """
 
@@ -32,7 +33,7 @@ from krstore.source import Array, Source, chunks
 
 MEAN, SPREAD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MODEL = "krstore.backbones:resnet32"
-KINDS = ("late", "early", "first", "images", "embeddings", "tokens", "small")
+KINDS = ("late", "early", "first", "images", "embeddings", "tokens", "small", "halved")
 EPOCHS, BATCH = 3, 128
 
 Arrays = dict[str, Array]
@@ -141,6 +142,9 @@ def make(kind: str, folder: Path, train: Arrays, test: Arrays, weights: Path) ->
             _write(folder / "features.h5", few["images"].transpose(0, 3, 1, 2), few["labels"])
         case "small", _:
             for name, data in (("train", few), ("test", few_classes(test, classes[order[:20]]))):
+                _write(folder / f"{name}.h5", halved(data["images"]), data["labels"])
+        case "halved", _:
+            for name, data in (("train", train), ("test", test)):
                 _write(folder / f"{name}.h5", halved(data["images"]), data["labels"])
         case "embeddings", _:
             late = features(folder, weights, "layer3.0", few, "late")

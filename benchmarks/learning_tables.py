@@ -79,6 +79,20 @@ def budgets(document: Document) -> str:
     return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{footer(document)}"
 
 
+def twenty_steps(document: Document) -> str:
+    """What methods learn in twenty steps at equal bytes."""
+    cells = [
+        [
+            name, *(_spread([100 * row[figure] for row in rows]) for figure in ("average_incremental", "last")),
+            f"{max(row['network_bytes'][-1] for row in rows) / 1e6:.2f}",
+            f"{max(row['bytes'] for row in rows) / 1e6:.2f}",
+        ]
+        for name, rows in _named(document).items()
+    ]  # fmt: skip
+    head = ["", "average, %", "last, %", "the network, MB", "beside it, MB"]
+    return f"{table(head, cells)}\n\nAt most {document['budget']:,} bytes of all.\n\n{footer(document)}"
+
+
 def equal_memory(document: Document) -> str:
     """Last and average accuracy at equal bytes of network and memory together, a line a method."""
     rows = document["rows"]
@@ -194,4 +208,5 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "learning": learning,
     "mnemonics": mnemonics,
     "packnet": packnet,
+    "twenty_steps": twenty_steps,
 }

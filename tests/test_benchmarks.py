@@ -142,6 +142,13 @@ def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:
     assert joined["rows"] == [replay, *document["rows"]]
 
 
+def test_twenty_steps(tmp_path: Path) -> None:
+    document = tiny("twenty_steps", tmp_path)
+    (row,) = document["rows"]
+    assert (row["name"], len(row["accuracy"])) == ("replay", 3)
+    assert row["bytes"] + row["network_bytes"][-1] <= document["budget"]
+
+
 def test_growing(tmp_path: Path) -> None:
     (row,) = tiny("growing", tmp_path)["rows"]
     assert (row["name"], row["seed"], len(row["network_bytes"])) == ("finetune", 0, 3)
