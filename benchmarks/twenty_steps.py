@@ -1,7 +1,7 @@
 """MEMO's table: a hundred classes from none in twenty steps of five, every method at the bytes that DER comes to.
 
 `--data` names a folder with `train.h5` and `test.h5`, all of CIFAR-100 at 16x16 (`python -m benchmarks.archives
-halved`). Preset `small`, six epochs a task, in bfloat16. The budget is that of twenty ResNet-8 and of the 2,000 lossless
+halved`). Preset `small`, six epochs a task, in bfloat16. The budget is that of twenty ResNet-8 and of 2,000 lossless
 images that DER has beside them; what others save on networks, they have in images. MEMO is as its authors' code has it:
 shared blocks that are trained, an auxiliary loss, aligned weights. DER's classifier is trained anew on its exemplars.
 """
