@@ -17,6 +17,7 @@ from krstore.errors import CorruptStoreError, KrstoreError, UsageError, WrongKin
 from krstore.store.container import Container
 from krstore.store.header import HeaderT, decode_header
 from krstore.store.layout import HEADER
+from krstore.store.members import check_members
 
 __all__ = ["COLUMNS", "PAYLOAD", "PayloadView", "Sizes", "StoreFile"]
 
@@ -146,8 +147,6 @@ class StoreFile(ABC, Generic[HeaderT]):
         Raises:
             CorruptStoreError: names the first damaged member, or block with its samples.
         """
-        from krstore.store.verify import check_members
-
         return check_members(self.path, self._container, self.header)
 
     def _open_container(self) -> Container:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -14,17 +13,14 @@ from krstore.errors import ArchiveError, CorruptStoreError
 from krstore.progress import SILENT, Progress
 from krstore.snapshots import SnapshotSource, SnapshotSpec, scan_snapshots
 from krstore.source import CHUNK_BYTES, Source, SourceSpec, SourceStats, scan
-from krstore.store.blocks import check_blocks
-from krstore.store.container import Container
-from krstore.store.header import CommonHeader, Header, Quality, SnapshotQuality
+from krstore.store.header import Quality, SnapshotQuality
 from krstore.store.opening import open_store
 from krstore.store.quality import measure, measure_snapshots
 from krstore.store.reader import Store
 from krstore.store.snapshots import SnapshotStore
 
-__all__ = ["TOLERANCE", "VerifyReport", "check_members", "verify"]
+__all__ = ["TOLERANCE", "VerifyReport", "verify"]
 
-PIECE = 16 << 20
 TOLERANCE = 1e-6
 LOOSE = {"discriminator": 0.1}  # a classifier counts whole samples, and the last digit of a feature may turn one
 
@@ -204,22 +200,3 @@ def _figures(quality: msgspec.Struct) -> dict[str, float | None]:
     for name, value in msgspec.structs.asdict(quality).items():
         figures.update({f"{name}[{i}]": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value})
     return figures
-
-
-def check_members(path: Path, container: Container, header: CommonHeader) -> dict[str, int]:
-    """Check the SHA-256 of every member; where a block sequence is damaged, name the block.
-
-    Raises:
-        CorruptStoreError: the first damage found.
-    """
-    checked = {}
-    for name, member in header.members.items():
-        digest = hashlib.sha256()
-        for offset in range(0, member.bytes, PIECE):
-            digest.update(container.read_at(name, offset, min(PIECE, member.bytes - offset)))
-        if digest.hexdigest() != member.sha256:
-            if f"{name}.index" in header.members and isinstance(header, Header):
-                check_blocks(container, name, header.kept)
-            raise CorruptStoreError(f"{path}: member {name!r} does not match its SHA-256")
-        checked[name] = member.bytes
-    return checked
