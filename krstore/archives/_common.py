@@ -14,7 +14,16 @@ from krstore.dtypes import dtype_name, numpy_dtype
 from krstore.errors import ArchiveError, UsageError
 from krstore.source import Array, Ids, SourceSpec, default_channel_axis
 
-__all__ = ["CHANNEL_AXIS", "Archive", "choose_key", "choose_labels", "json_attributes", "make_spec", "read_column"]
+__all__ = [
+    "CHANNEL_AXIS",
+    "Archive",
+    "archive_attributes",
+    "choose_key",
+    "choose_labels",
+    "json_attributes",
+    "make_spec",
+    "read_column",
+]
 
 CHANNEL_AXIS = "channel_axis"
 
@@ -154,3 +163,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def archive_attributes(spec: SourceSpec) -> dict[str, Any]:
+    """Return the attributes of the file: the source's, and the channel axis where its rank does not tell it."""
+    if spec.channel_axis == default_channel_axis(len(spec.shape)):
+        return dict(spec.attributes)
+    return {**spec.attributes, CHANNEL_AXIS: spec.channel_axis}

@@ -13,8 +13,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from krstore.archives._common import Archive, choose_key, choose_labels, json_attributes, make_spec, read_column
-from krstore.archives.writer import archive_attributes
+from krstore.archives._common import (
+    Archive,
+    archive_attributes,
+    choose_key,
+    choose_labels,
+    json_attributes,
+    make_spec,
+    read_column,
+)
 from krstore.dtypes import numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.source import Array, Ids, SourceSpec

@@ -12,14 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from krstore.archives._common import CHANNEL_AXIS
+from krstore.archives._common import archive_attributes
 from krstore.archives.rows import NPZ_ATTRIBUTES
 from krstore.dtypes import numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.files import atomic_path
-from krstore.source import Array, Ids, SourceSpec, default_channel_axis
+from krstore.source import Array, Ids, SourceSpec
 
-__all__ = ["ArchiveWriter", "archive_attributes", "write_archive"]
+__all__ = ["ArchiveWriter", "write_archive"]
 
 _SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "uint8": "U8"}
 
@@ -77,13 +77,6 @@ def write_archive(path: str | Path, spec: SourceSpec, columns: Mapping[str, Ids]
             yield writer
         if writer.samples != spec.samples:
             raise ArchiveError(f"{path}: {writer.samples} samples were written; the archive should hold {spec.samples}")
-
-
-def archive_attributes(spec: SourceSpec) -> dict[str, Any]:
-    """Return the attributes of the file: the source's, and the channel axis where its rank does not tell it."""
-    if spec.channel_axis == default_channel_axis(len(spec.shape)):
-        return dict(spec.attributes)
-    return {**spec.attributes, CHANNEL_AXIS: spec.channel_axis}
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
 
-__all__ = ["CosineHead", "Network", "build_network", "leading_modules", "stored_bytes"]
+__all__ = ["CosineHead", "Network", "build_network", "carry_over", "leading_modules", "stored_bytes"]
 
 
 class CosineHead(nn.Module):
@@ -70,19 +70,10 @@ class Network(nn.Module):
 
     def grow(self, classes: int, width: int | None = None) -> None:
         """Give the classifier more classes, or embeddings of another width; what it has keeps its weights."""
-        before, kept = self.head, self.classes
-        self.width, common = width or self.width, min(self.width, width or self.width)
+        before, self.width = self.head, width or self.width
         with torch.device(before.weight.device):
             self.head = self._classifier(self.width, classes)
-        with torch.no_grad():
-            for name, value in self.head.named_parameters():
-                old = before.get_parameter(name)
-                if value.ndim == 2:
-                    value[:kept, :common] = old[:kept, :common]
-                elif value.ndim:
-                    value[:kept] = old[:kept]
-                else:
-                    value.copy_(old)
+        carry_over(before, self.head, self.classes)
         self.classes = classes
 
     @torch.no_grad()
@@ -123,6 +114,20 @@ class _Scaled(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.scale
+
+
+@torch.no_grad()
+def carry_over(before: nn.Module, after: nn.Module, classes: int) -> None:
+    """Give a classifier the weights that another one has for its first classes, as far as both have the inputs."""
+    for name, value in after.named_parameters():
+        old = before.get_parameter(name)
+        if value.ndim == 2:
+            inputs = min(old.shape[1], value.shape[1])
+            value[:classes, :inputs] = old[:classes, :inputs]
+        elif value.ndim:
+            value[:classes] = old[:classes]
+        else:
+            value.copy_(old)
 
 
 def stored_bytes(module: nn.Module) -> int:

@@ -32,7 +32,7 @@ from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
 from krstore.learning.learners.icarl import binary_loss
-from krstore.learning.network import Network
+from krstore.learning.network import Network, carry_over
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.snapshots import HeldStates, State
@@ -279,9 +279,7 @@ def _grown(branch: nn.Linear | None, width: int, classes: int, device: torch.dev
     """Return a classifier of more classes, in which those of the earlier one have their weights."""
     grown = nn.Linear(width, classes, device=device)
     if branch is not None:
-        with torch.no_grad():
-            grown.weight[: branch.out_features] = branch.weight
-            grown.bias[: branch.out_features] = branch.bias
+        carry_over(branch, grown, branch.out_features)
     return grown
 
 
