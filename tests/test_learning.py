@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shutil
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from krstore.errors import ArchiveError, ConfigError, TargetUnreachableError, UnknownNameError, UsageError
+from krstore.learning import harness
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import open_dataset
 from krstore.learning.evaluation import probed
@@ -34,7 +36,7 @@ from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network, build_network
 from krstore.learning.recall import Recall
 from krstore.learning.report import report
-from krstore.learning.results import read_result
+from krstore.learning.results import RunResult, read_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.streams import Augmentation, Batch
 from krstore.memory import Memory
@@ -769,6 +771,43 @@ def test_upper_bounds_keep_what_they_see(data: Path, tmp_path: Path) -> None:
 def test_a_rate_takes_the_place_of_the_presets() -> None:
     memory = build_run_config("kril", {"data": "x", "memory.budget": 5_000_000}, preset="fast").memory
     assert (memory.codec, memory.preset, memory.ratio, memory.budget) == ("transform", "fast", None, 5_000_000)
+
+
+def test_joint_begins_each_step_where_the_first_task_left_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(body(), 8)
+    network.grow(2)
+    joint = get_learner("joint")({"anew": True}, network, 0)
+    joint.begin_step(Task(0, 0, 2, ("0", "1")))
+    joint.end_step(Task(0, 0, 2, ("0", "1")), lambda count=None: iter(()))
+    left = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(1)
+    network.grow(4)
+    joint.begin_step(Task(1, 2, 4, ("2", "3")))
+    state = network.state_dict()
+    assert state["head.weight"].shape == (4, 8)
+    for name, value in left.items():
+        assert torch.equal(state[name][: len(value)] if value.ndim else state[name], value), name
+
+    run = config(data, "joint", **{"options.anew": True})
+    whole = learn(run, tmp_path / "whole")
+    real = harness.save_result
+
+    def killed(folder: Path, result: RunResult) -> None:
+        real(folder, result)
+        if len(result.steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "save_result", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [s.confusion for s in learn(run, tmp_path / "cut").steps] == [s.confusion for s in whole.steps]
+    with pytest.raises(ConfigError, match="transfer=true: joint holds on to weights"):
+        learn(config(data, "joint", **{"options.anew": True, "transfer": True}), tmp_path / "transfer")
 
 
 def test_a_memory_that_is_no_table_is_refused() -> None:

@@ -89,6 +89,15 @@ class Network(nn.Module):
             self.head = self._classifier(self.width, 1)
         self.classes = 0
 
+    def go_back(self, state: Mapping[str, Tensor]) -> None:
+        """Take up an earlier state; classes that it had not yet begin anew."""
+        classes, earlier = self.classes, len(state["head.weight"])
+        with torch.device(self.head.weight.device):
+            self.head = self._classifier(self.width, earlier)
+        self.load_state_dict(state)
+        self.classes = earlier
+        self.grow(classes)
+
     def transfer(self) -> None:
         """Leave the body's convolutions as they are, but for a factor for each of their kernels.
 

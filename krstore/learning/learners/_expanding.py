@@ -36,7 +36,7 @@ class ExpandingLearner(Learner):
     """A learner whose network's body is `krstore.learning.expansion.Extractors`."""
 
     rehearsal: ClassVar = Rehearsal.OPTIONAL
-    transferable: ClassVar = False
+    transferable = False
     rebuilds: ClassVar = True
     Config: ClassVar = ExpandingConfig
 

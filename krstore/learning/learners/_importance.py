@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import torch
@@ -40,7 +40,7 @@ class ImportanceConfig(LearnerConfig, frozen=True, kw_only=True):
 class ImportanceLearner(Learner):
     """Cross-entropy, and a quadratic pull towards the weights after the last task, by their importance."""
 
-    transferable: ClassVar = False
+    transferable = False
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]

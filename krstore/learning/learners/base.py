@@ -87,7 +87,7 @@ class Learner(ABC):
     summary: ClassVar[str]
     rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
     cosine: ClassVar[bool] = False
-    transferable: ClassVar[bool] = True
+    transferable: bool = True
     rebuilds: ClassVar[bool] = False
     Config: ClassVar[type[LearnerConfig]] = LearnerConfig
     held_out: float = 0.0

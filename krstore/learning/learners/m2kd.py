@@ -78,7 +78,7 @@ class M2KD(NearestMeanLearner):
     name = "m2kd"
     summary = "M2KD: every earlier network teaches its classes, all from one pruned set of weights"
     rehearsal: ClassVar = Rehearsal.OPTIONAL
-    transferable: ClassVar = False
+    transferable = False
     own_classifier = True
     Config: ClassVar = M2KDConfig
 
