@@ -2,8 +2,8 @@
 
 `--data` names a folder with `train.h5` and `test.h5`, all of CIFAR-100 at 16x16 (`python -m benchmarks.archives
 halved`). Preset `small`, six epochs a task, in bfloat16. The budget is that of twenty ResNet-8 and of 2,000 lossless
-images that DER has beside them; what others save on networks, they have in images. MEMO is as its authors' code has it:
-shared blocks that are trained, an auxiliary loss, aligned weights. DER's classifier is trained anew on its exemplars.
+images that DER has beside them; what others save on networks, they have in images. MEMO has what its authors' code
+adds, an auxiliary loss and aligned weights. DER's classifier is trained anew on its exemplars.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from krstore.learning.data import Dataset
 from krstore.learning.network import stored_bytes
 
 STEPS, SHOWN, IMAGE = 20, 2000, 620  # bytes of a lossless image of 16x16, about
-AS_RELEASED = {"options.train_shared": True, "options.auxiliary": 1.0, "options.align": True}
+AS_RELEASED = {"options.auxiliary": 1.0, "options.align": True}
 SETTINGS: dict[str, Any] = {
     "data": "given", "device": "cpu", "precision": "bfloat16", "base": 0, "steps": STEPS, "training.epochs": 6,
     "memory.exemplars": "herding",

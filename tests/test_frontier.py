@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_expanding import images
 
@@ -78,3 +79,19 @@ def test_why_a_budget_cannot_be_kept_is_that_runs_own(tmp_path: Path) -> None:
     frontier({"a": ("der", {})}, [9_000], tmp_path, SETTINGS, dataset=images())
     with pytest.raises(UsageError, match="is of another run"):
         frontier({"a": ("replay", {})}, [9_000], tmp_path, SETTINGS, dataset=images())
+
+
+def test_each_run_has_its_own_data(tmp_path: Path) -> None:
+    shared = {**SETTINGS, "memory": {**SETTINGS["memory"], "per_class": 2}}
+    for name, classes in (("a", 4), ("b", 6)):
+        (tmp_path / name).mkdir()
+        labels = np.arange(60) % classes
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8)
+        for part in ("train", "test"):
+            np.savez(tmp_path / name / f"{part}.npz", features=pixels, labels=labels)
+    methods: dict[str, tuple[str, dict[str, Any]]] = {
+        name: ("replay", {"data": str(tmp_path / name), "test": None}) for name in ("a", "b")
+    }
+    frontier(methods, [60_000], tmp_path / "grid", shared)
+    tasks = {name: read_result(tmp_path / "grid" / name / "60000" / "seed0").tasks for name in methods}
+    assert {name: sum(map(len, own)) for name, own in tasks.items()} == {"a": 4, "b": 6}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import msgspec
@@ -24,13 +24,14 @@ from krstore.errors import ArchiveError, ConfigError, TargetUnreachableError, Un
 from krstore.learning import harness
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import open_dataset
-from krstore.learning.evaluation import probed
+from krstore.learning.evaluation import evaluated, probed
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._importance import mean_over_samples, penalty
 from krstore.learning.learners.base import cross_entropy
 from krstore.learning.learners.ewc import EWC
-from krstore.learning.learners.gfr import GFR, gradient_penalty
+from krstore.learning.learners.finetune import Finetune
+from krstore.learning.learners.gfr import GFR, apart, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
 from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network, build_network
@@ -40,6 +41,7 @@ from krstore.learning.results import RunResult, read_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.streams import Augmentation, Batch
 from krstore.memory import Memory
+from krstore.progress import _Silent
 
 CLASSES, TRAIN, TEST = 6, 30, 10
 LABELS = np.array([3, 8, 20, 21, 40, 77])
@@ -610,7 +612,7 @@ import sys
 sys.path.insert(0, sys.argv[3])
 import msgspec
 from krstore.learning.config import RunConfig
-from krstore.learning.evaluation import probed
+from krstore.learning.evaluation import evaluated, probed
 from krstore.learning.harness import learn
 class Progress:
     def note(self, message): print(message, flush=True)
@@ -808,6 +810,64 @@ def test_joint_begins_each_step_where_the_first_task_left_it(
     assert [s.confusion for s in learn(run, tmp_path / "cut").steps] == [s.confusion for s in whole.steps]
     with pytest.raises(ConfigError, match="transfer=true: joint holds on to weights"):
         learn(config(data, "joint", **{"options.anew": True, "transfer": True}), tmp_path / "transfer")
+
+
+def test_the_oracle_is_kril_with_all_as_it_was(data: Path, tmp_path: Path) -> None:
+    oracle = learn(config(data, "kril-oracle", **{"memory.codec": None}), tmp_path / "oracle")
+    raw = learn(config(data, "kril"), tmp_path / "raw")
+    assert [step.confusion for step in oracle.steps] == [step.confusion for step in raw.steps]
+    with pytest.raises(ConfigError, match="codec=pq, but kril-oracle keeps what it has seen by raw"):
+        learn(config(data, "kril-oracle", **{"memory.codec": "pq"}), tmp_path / "pq")
+
+
+def test_what_is_trained_alone_is_not_trained_in_a_methods_own_way() -> None:
+    for method, rate in (("icarl", 0.05), ("m2kd", 0.05), ("lwf-mc", 0.05)):
+        built = build_run_config(method, {"data": "x", "alone": True}, preset="small")
+        assert built.training.learning_rate == 2.0
+        assert built.alone_training is not None
+        assert built.alone_training.learning_rate == rate
+    assert build_run_config("lucir", {"data": "x"}, preset="small").alone_training is None
+
+
+def test_the_order_may_follow_the_seed(data: Path) -> None:
+    orders = [
+        [task.names for task in Scenario(open_dataset(data), order="seed", base=2, steps=2, seed=seed).tasks]
+        for seed in (4, 5)
+    ]
+    assert orders[0] != orders[1]
+    named = Scenario(open_dataset(data), order="4", base=2, steps=2, seed=9).tasks
+    assert orders[0] == [task.names for task in named]
+
+
+def test_raw_new_samples_beside_decoded_old_ones_are_told_of(data: Path, tmp_path: Path) -> None:
+    class Noted(_Silent):
+        said: ClassVar[list[str]] = []
+
+        def note(self, message: str) -> None:
+            self.said.append(message)
+
+    settings = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 4, "steps": 1, "base": 3}
+    learn(config(data, "replay", **settings, **{"memory.through_codec": False}), tmp_path / "raw", progress=Noted())
+    assert sum("do not pass through the lossy codec" in line for line in Noted.said) == 1
+    Noted.said.clear()
+    learn(config(data, "replay", **settings), tmp_path / "through", progress=Noted())
+    assert not any("lossy codec" in line for line in Noted.said)
+
+
+def test_top_5_by_hand() -> None:
+    class Fixed(Finetune):
+        def predict(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    network = Network(nn.Identity(), 7)
+    network.grow(7)
+    scores = torch.tensor([[7.0, 6, 5, 4, 3, 2, 1]] * 4)  # the classes' ranks are their numbers
+    found = evaluated(Fixed({}, network, 0), [(scores, torch.tensor([0, 4, 5, 6]))], [Task(0, 0, 7, ())])
+    assert (found["accuracy"], found["top5"]) == (0.25, 0.5)
+
+
+def test_a_generator_stays_near_an_earlier_one() -> None:
+    assert apart(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])).item() == 1 + 4 + 9
 
 
 def test_a_memory_that_is_no_table_is_refused() -> None:

@@ -12,17 +12,11 @@ from krstore.learning.metrics import (
     forgetting,
     forward_transfer,
     initial_forgetting,
-    seen,
 )
 from krstore.learning.orders import ORDERS, class_order
 
 NAN = np.nan
 ACCURACY = np.array([[0.9, NAN, NAN], [0.7, 0.8, NAN], [0.75, 0.5, 0.6]])
-SIZES = np.array([50, 25, 25])
-
-
-def test_accuracy_on_all_classes_seen() -> None:
-    np.testing.assert_allclose(seen(ACCURACY, SIZES), [0.9, (0.7 * 50 + 0.8 * 25) / 75, 0.75 / 2 + 0.5 / 4 + 0.6 / 4])
 
 
 def test_average_incremental_accuracy_with_and_without_the_first_step() -> None:

@@ -16,8 +16,10 @@ from krstore.errors import ConfigError, UnknownNameError
 from krstore.learning.harness import learn
 from krstore.learning.learners import m2kd
 from krstore.learning.learners._pruning import FREE, Masks
-from krstore.learning.learners.m2kd import M2KD, auxiliary_loss
+from krstore.learning.learners.m2kd import M2KD, _Branched, auxiliary_loss
+from krstore.learning.network import Network
 from krstore.learning.results import RunResult
+from krstore.learning.streams import Batch
 
 
 def sigmoid(value: float) -> float:
@@ -36,6 +38,37 @@ def test_the_auxiliary_loss_teaches_old_classes_and_classifies_all() -> None:
     assert loss == pytest.approx(expected / 3, rel=1e-6)
     first = float(auxiliary_loss(logits, torch.tensor([2]), None, 0.5))
     assert first == pytest.approx(-0.5 * math.log(softmax) / 3, rel=1e-6)
+
+
+class Said(nn.Module):
+    """Gives for any sample what it is told to, classifier and all."""
+
+    def __init__(self, *rows: float) -> None:
+        super().__init__()
+        self.network, self.rows = nn.Module(), torch.tensor([rows])
+        self.network.classes = len(rows)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.rows.expand(len(x), -1), -self.rows.expand(len(x), -1)
+
+
+def test_each_earlier_network_teaches_its_own_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()), 3)
+    learner = M2KD({"layer": "1", "auxiliary": 0.7}, own, 0)
+    own.grow(3)
+    learner._teachers = [Said(0.4), Said(-3.0, 1.1)]  # type: ignore[list-item]
+    logits, branch = torch.tensor([[0.3, -0.2, 0.8]]), torch.tensor([[0.1, 0.6, -0.5]])
+    monkeypatch.setattr(_Branched, "__call__", lambda self, x: (logits, branch))
+    terms = learner.losses(Batch(torch.zeros(1, 4), torch.tensor([2]), torch.zeros(1, dtype=torch.bool), 0.0))
+
+    def term(logit: float, wanted: float) -> float:
+        return -(wanted * math.log(sigmoid(logit)) + (1 - wanted) * math.log(1 - sigmoid(logit)))
+
+    mmd = term(0.3, sigmoid(0.4)) + term(-0.2, sigmoid(1.1)) + term(0.8, 1.0)
+    assert float(terms["mmd"]) == pytest.approx(mmd / 3, rel=1e-6)
+    softmax = math.exp(-0.5) / (math.exp(0.1) + math.exp(0.6) + math.exp(-0.5))
+    ad = term(0.1, sigmoid(-0.4)) + term(0.6, sigmoid(-1.1)) - 0.5 * math.log(softmax)
+    assert float(terms["ad"]) == pytest.approx(0.7 * ad / 3, rel=1e-6)
 
 
 def test_masks_take_the_largest_of_each_layers_free_weights() -> None:

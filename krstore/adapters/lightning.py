@@ -25,6 +25,7 @@ class ReplayDataModule(LightningDataModule):
     """Trains on a new task with a share of replayed samples; validates on what it is given.
 
     Batches are ``(x, y)``, the new task's samples first. The place in the replay is part of Lightning's checkpoints.
+    Where the replay's codec is lossy, let the new task pass through it too: encode it, and replay both stores.
 
     Args:
         new: the new task's batches.

@@ -26,6 +26,10 @@ def agreed_memory(config: RunConfig, learner: Learner) -> MemoryConfig | None:
         raise ConfigError(f"budget={config.budget} of all, and memory.budget={memory.budget}; give one of them")
     if learner.rehearsal is Rehearsal.MEMORY and memory.exemplars == NO_EXEMPLARS:
         raise ConfigError(f"memory: exemplars={NO_EXEMPLARS}, but {method} lives on a memory; leave it out")
+    if learner.codec is not None:
+        if memory.codec not in (None, learner.codec):
+            raise ConfigError(f"memory: codec={memory.codec}, but {method} keeps what it has seen by {learner.codec}")
+        memory = msgspec.structs.replace(memory, codec=learner.codec)
     asked = learner.rehearsal is Rehearsal.OPTIONAL and memory.asked_for
     if learner.rehearsal is Rehearsal.MEMORY or asked:
         return memory if memory.counted else msgspec.structs.replace(memory, budget=config.budget or memory.budget)

@@ -156,6 +156,8 @@ class RunConfig(_Options, frozen=True, kw_only=True):
             those will leave it when all tasks have come. `memory.budget` is of the memory alone.
         alone: train, from the second task on, a network of random weights beside, by cross-entropy on what the learner
             sees: forward transfer is measured against it. Takes as long again.
+        alone_training: of that network; default as `training`, but where a preset trains the method in a way of its own
+            (iCaRL's rate is of means over classes), as the preset trains others.
         probe: after each step, fit a linear classifier of the embeddings to training samples of all classes seen, which
             the learner does not have: backward and forward transfer of representations (DER, Table 5) are measured so.
         analyse: watch gradients, weights and feature maps of the network's blocks (see `krstore.learning.blocks`);
@@ -187,6 +189,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     memory: MemoryConfig = MemoryConfig()
     budget: Positive | None = None
     alone: bool = False
+    alone_training: Training | None = None
     probe: bool = False
     analyse: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
@@ -225,6 +228,8 @@ def build_run_config(
         data = tomllib.loads((resources.files("krstore.learning") / "presets" / f"{preset}.toml").read_text())
         methods = data.pop("methods", {})
         _overlay(values, data)
+        if "training" in methods.get(method, {}):
+            values["alone_training"] = dict(data["training"])
         _overlay(values, methods.get(method, {}))
         sized = {"budget": own["budget"]} if "budget" in own else {}
         said = own["memory"] if isinstance(own.get("memory"), Mapping) else {}

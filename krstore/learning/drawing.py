@@ -52,19 +52,16 @@ def curves(groups: Sequence[Group]) -> Figure:
 
 
 def kept(groups: Sequence[Group]) -> Figure:
-    """Draw last accuracy against bytes kept; what keeps nothing is a level."""
+    """Draw last accuracy against bytes kept, those of networks too."""
     figure, axes = _figure()
     for number, group in enumerate(groups):
         value, spread = group.figures()["last"]
         colour = f"C{number % 10}"
-        if group.bytes:
-            axes.errorbar(
-                group.bytes, 100 * value, 100 * (spread or 0), color=colour, capsize=3,
-                marker=MARKERS[number % len(MARKERS)], label=group.name,
-            )  # fmt: skip
-        else:
-            axes.axhline(100 * value, color=colour, linestyle="--", label=f"{group.name} (keeps nothing)")
-    axes.set(xscale="log", xlabel="bytes kept", ylabel="last accuracy, %")
+        axes.errorbar(
+            group.bytes + group.network_bytes, 100 * value, 100 * (spread or 0), color=colour, capsize=3,
+            marker=MARKERS[number % len(MARKERS)], label=group.name,
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="bytes kept, network included", ylabel="last accuracy, %")
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize="small")
     return figure

@@ -79,7 +79,7 @@ def frontier(
         budgets: bytes.
         folder: has a folder for each name, in it one for each budget, in it one for each seed.
         settings, preset: of all runs; see `krstore.learning.config.build_run_config`.
-        dataset: default what the settings name.
+        dataset: of all runs; default what each one names.
 
     Returns:
         a row a run, with ``name``, ``method``, ``budget``, ``seed``, ``accuracy`` by step and the figures of
@@ -100,16 +100,16 @@ def frontier(
         for name, (method, own) in methods.items()
         for budget in budgets
     }
-    first = next(iter(configs.values()), None)
-    if first is None:
+    if not configs:
         raise UsageError("name methods and budgets")
-    data = dataset or open_dataset(first.data, first.test)
+    named = {(config.data, config.test) for config in configs.values()}
+    opened = {names: dataset or open_dataset(*names) for names in named}
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
             if not (place / UNREACHABLE).exists() or read_result(place).config != config:
                 try:
-                    learn(config, place, dataset=data, progress=progress)
+                    learn(config, place, dataset=opened[config.data, config.test], progress=progress)
                 except TargetUnreachableError as error:
                     _write(place / UNREACHABLE, str(error))
             bar.advance(1)

@@ -17,7 +17,10 @@ from krstore.learning.results import RESULT, RunResult, read_result
 
 __all__ = ["FIGURES", "Group", "collect"]
 
-FIGURES = ("last", "average_incremental", "average_incremental_later", "forgetting", "backward_transfer")
+FIGURES = (
+    "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting", "backward_transfer",
+    "forward_transfer",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,19 @@ class Group:
 
     @property
     def bytes(self) -> int:
-        """The most that was kept at any step of any run."""
+        """The most that was kept beside the network at any step of any run."""
         return max(step.memory_bytes + sum(step.held_bytes.values()) for run in self.runs for step in run.steps)
 
+    @property
+    def network_bytes(self) -> int:
+        """The most that the network came to at any step of any run."""
+        return max(step.network_bytes for run in self.runs for step in run.steps)
+
     def figures(self) -> dict[str, tuple[float, float | None]]:
-        """Return mean and standard deviation over the runs of each figure of `RunResult.summary`."""
+        """Return mean and standard deviation over the runs of the figures of `RunResult.summary` that all have."""
         summaries = [run.summary() for run in self.runs]
-        values = {name: [summary[name] for summary in summaries] for name in FIGURES}
+        known = [name for name in FIGURES if all(name in summary for summary in summaries)]
+        values = {name: [summary[name] for summary in summaries] for name in known}
         return {name: (mean(own), stdev(own) if len(own) > 1 else None) for name, own in values.items()}
 
 

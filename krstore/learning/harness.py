@@ -138,6 +138,11 @@ class _Run:
                 self.network.transfer()
             self._load(self._state("step", len(self.result.steps)))
             self._share_budget()
+        if self.recall is not None and self.recall.unlike:
+            self.progress.note(
+                "new samples do not pass through the lossy codec (through_codec=false): the network may learn to tell "
+                "old from new by how sharp they are"
+            )
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
             self._step(task)
@@ -282,8 +287,9 @@ class _Run:
         network.grow(task.stop)
         learner = get_learner("finetune")({"logits": "all"}, network, self.config.seed)
         learner.begin_step(task)
-        stream, _ = self._stream(task, new, self.config.training.batch_size)
-        self.trainer.train(learner, task, self.config.training, stream, f"step {task.number}, alone")
+        training = self.config.alone_training or self.config.training
+        stream, _ = self._stream(task, new, training.batch_size)
+        self.trainer.train(learner, task, training, stream, f"step {task.number}, alone")
         accuracy = evaluated(learner, self._test_batches(task), self.scenario.tasks[: task.number + 1])["by_task"][-1]
         return Alone(accuracy, self._probed(network.body, task)[-1] if self.config.probe else None)
 

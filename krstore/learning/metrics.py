@@ -1,7 +1,7 @@
 """What a class-incremental run is judged by.
 
 All of them come from one matrix: ``accuracy[i, j]`` is the accuracy after step i on the test samples of the classes
-that came with step j, both from 0; NaN for j > i. ``sizes[j]`` is how many those test samples are.
+that came with step j, both from 0; NaN for j > i.
 """
 
 from __future__ import annotations
@@ -9,22 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["average_incremental", "backward_transfer", "forgetting", "forward_transfer", "initial_forgetting", "seen"]
+__all__ = ["average_incremental", "backward_transfer", "forgetting", "forward_transfer", "initial_forgetting"]
 
 Matrix = NDArray[np.float64]
-
-
-def seen(accuracy: Matrix, sizes: NDArray[np.int64]) -> Matrix:
-    """Return the accuracy on all classes seen so far, after each step (T + 1,)."""
-    steps = range(len(accuracy))
-    return np.array([np.average(accuracy[i, : i + 1], weights=sizes[: i + 1]) for i in steps])
 
 
 def average_incremental(curve: Matrix, *, first: bool = True) -> float:
     """Return the mean of the accuracies on all classes seen, over the steps (Rebuffi et al., CVPR 2017).
 
     Args:
-        curve: as `seen` returns it.
+        curve: the accuracy on all classes seen so far, after each step (T + 1,).
         first: step 0 counts too, as in LUCIR and mnemonics; iCaRL and KRIL leave it out.
     """
     return float(np.mean(curve if first or len(curve) == 1 else curve[1:]))

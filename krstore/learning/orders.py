@@ -12,6 +12,7 @@ from krstore.source import Ids
 __all__ = ["ORDERS", "class_order"]
 
 SEED = 1993
+OWN = "seed"
 IMAGES = 500  # of a class of CIFAR-100
 
 
@@ -36,17 +37,20 @@ def _gfr(classes: int) -> Ids:
 ORDERS: dict[str, Callable[[int], Ids]] = {"lucir": _lucir, "icarl": _icarl, "gfr": _gfr, "ascending": np.arange}
 
 
-def class_order(name: str, classes: int) -> Ids:
+def class_order(name: str, classes: int, seed: int = 0) -> Ids:
     """Return the order of a number of classes: element k is the class that is learnt k-th.
 
     Args:
-        name: one of `ORDERS`, or a number: the seed of another random order.
+        name: one of `ORDERS`, or a number: the seed of another random order, or ``"seed"``: the run's.
+        seed: of the run.
 
     Raises:
         UnknownNameError: neither.
     """
+    if name == OWN:
+        name = str(seed)
     if name.isdecimal():
         return np.random.default_rng(int(name)).permutation(classes)
     if name not in ORDERS:
-        raise UnknownNameError("class order", name, ORDERS, hint="A number is the seed of a random one.")
+        raise UnknownNameError("class order", name, [*ORDERS, OWN], hint="A number is the seed of a random one.")
     return np.asarray(ORDERS[name](classes), np.int64)

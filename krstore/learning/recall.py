@@ -46,6 +46,7 @@ class Recall:
         memory: the memory.
         budget: bytes of the memory when all classes have come; what the next tasks are taken in by.
         through_codec: whether new samples are learnt from as the memory gives them back.
+        unlike: whether new samples are sharper than what a lossy codec makes of old ones.
         scored: whether `take` needs a network of scores, not of embeddings.
 
     Raises:
@@ -83,6 +84,7 @@ class Recall:
             self._update = "double" if self._codec.refits else "append"
         lossy = self._selection is None and not self._codec.lossless
         self.through_codec = lossy if config.through_codec is None else config.through_codec
+        self.unlike = lossy and not self.through_codec
         if self.through_codec and self._selection is not None:
             raise ConfigError("memory: exemplars need through_codec=false; all of a task cannot pass through the codec")
         self._folder = folder.parent

@@ -63,6 +63,7 @@ def _facts(group: Group) -> dict[str, Any]:
         "classes": group.classes,
         "accuracy": group.curves.tolist(),
         "bytes": group.bytes,
+        "network_bytes": group.network_bytes,
         "figures": {name: {"mean": one, "deviation": spread} for name, (one, spread) in group.figures().items()},
     }
 
@@ -75,19 +76,17 @@ def _svg(figure: Figure) -> str:
 
 def _page(groups: Sequence[Group], pictures: dict[str, str]) -> str:
     heads = (
-        "method",
-        "seeds",
-        "last, %",
-        "average, %",
-        "average without step 0, %",
-        "forgetting, %",
-        "BWT, %",
-        "bytes",
-    )
+        "method", "seeds", "last, %", "average, %", "average without step 0, %", "forgetting, %", "F, %", "BWT, %",
+        "FWT, %", "bytes", "of the network",
+    )  # fmt: skip
     rows = []
     for group in groups:
         figures = group.figures()
-        cells = [group.name, str(len(group.runs)), *(_percent(*figures[name]) for name in FIGURES), f"{group.bytes:,}"]
+        cells = [
+            group.name, str(len(group.runs)),
+            *(_percent(*figures[name]) if name in figures else "" for name in FIGURES),
+            f"{group.bytes:,}", f"{group.network_bytes:,}",
+        ]  # fmt: skip
         rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
     table = "".join(f"<tr>{row}</tr>" for row in rows)
     shown = "".join(f"<figure>{svg[svg.index('<svg') :]}</figure>" for svg in pictures.values())
@@ -99,7 +98,8 @@ def _page(groups: Sequence[Group], pictures: dict[str, str]) -> str:
         "svg{max-width:100%;height:auto}</style>"
         "<h1>Class-incremental runs</h1>"
         f"<p>{groups[0].classes[-1]} classes in {len(groups[0].classes)} tasks; mean and standard deviation over "
-        "seeds; bytes are the most kept at any step.</p>"
+        "seeds; F is what the first task's accuracy has fallen by; bytes are the most kept at any step, beside the "
+        "network and of the network.</p>"
         f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{table}</table>{shown}</html>\n"
     )
 

@@ -42,7 +42,7 @@ class Scenario:
         per_class: at most so many training samples of each class, drawn by `seed`; `None` for all.
         validation: test on so many training samples of each class, which are not trained on, in the test set's place:
             for choosing hyper-parameters.
-        seed: of these choices.
+        seed: of these choices, and of the order where that is ``"seed"``.
 
     Attributes:
         tasks: one a step.
@@ -59,7 +59,7 @@ class Scenario:
         assert dataset.test.labels is not None
         names = np.unique(dataset.train.labels)
         self._sources = {"train": dataset.train, "test": dataset.train if validation else dataset.test}
-        ordered = names[class_order(order, len(names))]
+        ordered = names[class_order(order, len(names), seed)]
         bounds = _bounds(len(names), base, steps)
         self.tasks = [
             Task(number, first, stop, tuple(ordered[first:stop].tolist()))

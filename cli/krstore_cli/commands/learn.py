@@ -89,11 +89,11 @@ def learn(
         known = [{"method": name, "summary": get_learner(name).summary} for name in LEARNERS]
         out.result(known, output.table(("method", "summary"), [tuple(row.values()) for row in known]))
         return
-    if method is None or data is None or folder is None:
+    if method is None or folder is None or (data is None and config is None):
         raise UsageError("name a method, --data and -o; krstore learn --list shows the methods")
     get_learner(method)
     given: dict[str, Any] = {
-        "data": str(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
+        "data": _text(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
         "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars,
         "memory.adjust": {} if adjust else None, "memory.ratio": ratio, "budget": budget, "device": device,
         "seed": seed, **parse_settings(settings or []),

@@ -36,10 +36,11 @@ def report(
     from krstore.learning.report import report as write
 
     groups = write(runs, folder, tsne=tsne)
-    columns = ("method", "seeds", "last %", "average %", "forgetting %", "bytes")
+    columns = ("method", "seeds", "last %", "average %", "forgetting %", "bytes", "network")
     facts = [
         {
             "name": group.name, "seeds": len(group.runs), "bytes": group.bytes,
+            "network_bytes": group.network_bytes,
             **{name: value for name, (value, _) in group.figures().items()},
         }
         for group in groups
@@ -50,7 +51,7 @@ def report(
 
 def _row(group: Group) -> tuple[str, ...]:
     shown = [_percent(*group.figures()[name]) for name in ("last", "average_incremental", "forgetting")]
-    return (group.name, str(len(group.runs)), *shown, f"{group.bytes:,}")
+    return (group.name, str(len(group.runs)), *shown, f"{group.bytes:,}", f"{group.network_bytes:,}")
 
 
 def _percent(value: float, spread: float | None) -> str:

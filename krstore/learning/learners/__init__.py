@@ -18,6 +18,7 @@ LEARNERS = {
     "icarl": "ICaRL",
     "joint": "Joint",
     "kril": "KRIL",
+    "kril-oracle": "KRILOracle",
     "lucir": "LUCIR",
     "lwf": "LwF",
     "lwf-mc": "LwFMC",

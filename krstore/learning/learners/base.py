@@ -69,6 +69,7 @@ class Learner(ABC):
         seed: of everything random that the learner does itself.
 
     Attributes:
+        codec: of its memory, where it is what it is with that one alone.
         cosine: whether it needs a classifier of cosines.
         transferable: whether weights may be replaced by factors of them (`krstore.learning.network.Network.transfer`).
         rebuilds: whether it makes a body of its own of the network's, and says itself which parts of it stay.
@@ -86,6 +87,7 @@ class Learner(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     rehearsal: ClassVar[Rehearsal] = Rehearsal.NOTHING
+    codec: ClassVar[str | None] = None
     cosine: ClassVar[bool] = False
     transferable: bool = True
     rebuilds: ClassVar[bool] = False
@@ -163,8 +165,8 @@ class Learner(ABC):
 
         The most that they can, but for methods whose networks shrink, which learn it as tasks come.
         """
-        more = classes - self.network.classes
-        return stored_bytes(self.network) + 4 * more * (self.network.width + 1) + sum(self.held().values())
+        classifier = 4 * classes * (self.network.width + 1)
+        return stored_bytes(self.network.body) + classifier + sum(self.held().values())
 
     def reshape(self, state: Mapping[str, Tensor]) -> None:
         """Give the network the form of one whose state, by name, is to be loaded; its classes it has already."""

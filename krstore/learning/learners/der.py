@@ -9,7 +9,9 @@ What the paper leaves open, as no code of its masks was released: which maps of 
 `krstore.learning.learners._channels`); s_max is 100, and scores begin at 1, where all channels open up as s grows.
 Their learning rate is s_max times that of the weights: HAT (Serra et al., ICML 2018), where masks and compensation come
 from, has that factor in its gradients, and without it they hardly move. Of a pruned extractor the next one takes over
-what is left; its other channels are fresh. The classifier has offsets, which the authors' has not.
+what is left; its other channels are fresh. Scores stay within 6, where a sigmoid still has a gradient. The classifier
+has offsets, which the authors' has not, and keeps its weights from task to task, as the paper says; their code begins
+it anew.
 """
 
 from __future__ import annotations

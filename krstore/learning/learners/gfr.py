@@ -8,7 +8,8 @@ where generated embeddings of old classes, drawn uniformly, go through the class
 embeddings of the batch's new samples, is the norm of their difference as one vector, neither squared nor averaged. The
 network stays in eval mode. After each task a conditional Wasserstein GAN with a gradient penalty learns the embeddings
 of the task's classes, and, by `alignment` k sum ||G(z, c) - G_old(z, c)||^2 over old classes, keeps what it knew of
-them.
+them. Other than in the authors' code the classifier grows with the classes, and the GAN learns the last task too, as no
+learner knows which is the last.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["GFR", "GFRConfig", "Generator", "gradient_penalty"]
+__all__ = ["GFR", "GFRConfig", "Generator", "apart", "gradient_penalty"]
 
 SLOPE = 0.2
 DECAY_EVERY, DECAY = 200, 0.3  # epochs of the GAN, and what its rate is multiplied by then
@@ -196,8 +197,7 @@ class GFR(Learner):
                     z = noise(config.batch_size)
                     with torch.no_grad():
                         wanted = before(z, old)
-                    apart = (generator(z, old) - wanted).square().sum()
-                    loss = loss + config.alignment * self._ratio * apart
+                    loss = loss + config.alignment * self._ratio * apart(generator(z, old), wanted)
                 _step(optimisers[0], loss)
         return frozen(generator)  # type: ignore[return-value]
 
@@ -210,6 +210,11 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tens
     between = torch.lerp(real, fake, torch.rand(len(real), 1).to(real.device)).requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(between, labels).sum(), between, create_graph=True)
     return torch.as_tensor((gradient.norm(dim=1) - 1).square().mean())
+
+
+def apart(generated: Tensor, wanted: Tensor) -> Tensor:
+    """Return the sum over samples of the squared distance of embeddings (B, D) from an earlier generator's."""
+    return (generated - wanted).square().sum()
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -29,14 +29,14 @@ class MEMOConfig(ExpandingConfig, frozen=True, kw_only=True):
     Attributes:
         auxiliary: as the authors' code has it at 1; the paper's Eq. 3 has none.
         specialised: how many of the last stages each task has of its own; 2 for MEMO-2.
-        train_shared: train the generalised blocks with every task, not with the first alone. The authors do so where
-            the first task is no larger than the others (B0).
+        train_shared: train the generalised blocks with every task, not with the first alone; default where the first
+            task is no larger than the others (B0), as the authors do.
         align: scale the new classes' weights to the norms of the old ones' after training (WA, Eqs. 6 to 9).
     """
 
     auxiliary: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     specialised: Annotated[int, msgspec.Meta(ge=1)] = 1
-    train_shared: bool = False
+    train_shared: bool | None = None
     align: bool = False
 
 
@@ -63,7 +63,11 @@ class MEMO(ExpandingLearner):
 
     def begin_step(self, task: Task) -> None:
         """Keep the generalised blocks as the first task left them."""
-        self.body.shared_fixed = task.number > 0 and not self.config.train_shared
+        trained = self.config.train_shared
+        if trained is None:
+            each = task.stop - task.first
+            trained = task.first - (task.number - 1) * each <= each
+        self.body.shared_fixed = task.number > 0 and not trained
         super().begin_step(task)
 
     @torch.no_grad()
