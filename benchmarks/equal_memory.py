@@ -1,7 +1,8 @@
 """Equal memory: methods at the same bytes of network, what they keep beside it, and memory together, on small images.
 
 Data and tasks are those of `benchmarks.exemplars`, at the preset `small`. All but KRIL, and replay of all images,
-fine-tune on the balanced exemplars when a task has been learnt. Exemplars are lossless and fill what the networks leave
+fine-tune on the balanced exemplars when a task has been learnt. KRIL keeps images, which pass through the first stages
+again, or their features, which the frozen first stages, counted in the network, have made. Exemplars are lossless and fill what the networks leave
 of the budget, or are as many as said of each class, and lossy: of a codec as exact as the budget allows.
 """
 
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lucir, 250 by transform": ("lucir", {**TUNED, "memory.codec": "transform", "memory.per_class": 250}),
     "replay, all by transform": ("replay", ALL),
     "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
+    "kril, all features by transform": ("kril", {**ALL, "frozen_until": "layer2.0", "features": True}),
     "memo": ("memo", TUNED),
     "memo-2": ("memo", {**TUNED, "options.specialised": 2}),
     "der": ("der", {}),

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import zstandard
 from safetensors.numpy import save
-from safetensors.torch import load_file
 
 from benchmarks._common import Run, main
 from benchmarks.exemplars import images
@@ -26,6 +25,7 @@ from krstore.learning.evaluation import evaluated
 from krstore.learning.harness import learn, scenario_of
 from krstore.learning.learners.m2kd import M2KD
 from krstore.learning.network import build_network
+from krstore.learning.state import load_state
 from krstore.learning.streams import batches_of
 from krstore.snapshots import HeldStates, State
 from krstore.store.writer import encode_snapshots
@@ -86,11 +86,7 @@ def _quantised(
 
 def _learner(folder: Path, model: str, classes: int, steps: int) -> M2KD:
     """Return the learner with the network of each step, from what the run has kept after the last."""
-    kept = load_file(folder / f"step{steps}.safetensors")
-    parts: dict[str, dict[str, Any]] = {"network": {}, "learner": {}}
-    for name, value in kept.items():
-        kind, _, rest = name.partition("/")
-        parts[kind][rest] = value
+    parts = load_state(folder / f"step{steps}.safetensors")
     network = build_network(model, None, torch.zeros(1, 3, 16, 16))
     network.grow(classes)
     network.load_state_dict(parts["network"])

@@ -20,6 +20,12 @@ def agreed_memory(config: RunConfig, learner: Learner) -> MemoryConfig | None:
     method, memory = config.method, config.memory
     if config.frozen_until is not None and learner.rebuilds:
         raise ConfigError(f"frozen_until={config.frozen_until}: {method} says itself which parts stay; leave it out")
+    if config.features:
+        if config.frozen_until is None:
+            raise ConfigError("features=true: of which layer? Say frozen_until, for example layer3.0")
+        if config.analyse or config.transfer or not learner.transferable:
+            other = "analyse" if config.analyse else "transfer" if config.transfer else method
+            raise ConfigError(f"features=true: {other} needs the network whole; leave one of them out")
     if config.transfer and not learner.transferable:
         raise ConfigError(f"transfer=true: {method} holds on to weights by their names; leave it out")
     if config.budget is not None and memory.budget is not None:

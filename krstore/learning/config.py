@@ -144,6 +144,9 @@ class RunConfig(_Options, frozen=True, kw_only=True):
             classifier of as many classes as the first task is not trained on it.
         frozen_until: a module of the network's body; from the second task on it, and all that was registered before it,
             stays as it is and in eval mode: the KRNet paper's F1, where images are learnt from and replayed.
+        features: learn from the features after `frozen_until` from the end of the first task on, and keep those in the
+            memory instead of samples: the KRNet paper's F1 and F2. Of networks of `krstore.backbones`, or others whose
+            body has `split`.
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`; only images are cropped.
         base_training, training: of the first task, and of those that follow.
@@ -178,6 +181,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     model_args: dict[str, Any] = {}
     weights: str | None = None
     frozen_until: str | None = None
+    features: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flip: bool = True

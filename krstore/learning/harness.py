@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from krstore.errors import UsageError
-from krstore.files import atomic_path
 from krstore.inputs import Inputs
 from krstore.learning.agreement import agreed_memory
 from krstore.learning.blocks import Blocks, read_analysis, write_analysis
@@ -26,6 +25,7 @@ from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.evaluation import evaluated, probed
+from krstore.learning.front import cut, seen_through
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules, stored_bytes
@@ -33,6 +33,7 @@ from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
+from krstore.learning.state import load_state, save_state
 from krstore.learning.streams import (
     Augmentation,
     Batch,
@@ -92,7 +93,7 @@ class _Run:
     def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, progress: Progress) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = resolve_device(config.device)
-        self.scenario = scenario_of(config, dataset)
+        self.dataset, self.scenario = dataset, scenario_of(config, dataset)
         self.result = load_result(folder, config, self.scenario)
         self.prepare = _preparation(config, dataset.train)
         self.augment = Augmentation(config.flip, config.crop if isinstance(self.prepare, Inputs) else 0)
@@ -120,6 +121,7 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
+        self.front: nn.Module | None = None
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
         self.alone: Alone | None = None
         self.recall: Recall | None = None
@@ -136,6 +138,8 @@ class _Run:
             self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
             if self.config.transfer and len(self.result.steps) > 1:
                 self.network.transfer()
+            if self.config.features:
+                self._cut()
             self._load(self._state("step", len(self.result.steps)))
             self._share_budget()
         if self.recall is not None and self.recall.unlike:
@@ -153,8 +157,8 @@ class _Run:
             held_bytes = self.learner.held()
             step = StepResult(
                 seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-                held_bytes=held_bytes, network_bytes=stored_bytes(self.network), probed=representation,
-                alone=None if self.alone is None else self.alone.accuracy,
+                held_bytes=held_bytes, network_bytes=stored_bytes(self.network) + self._front_bytes(),
+                probed=representation, alone=None if self.alone is None else self.alone.accuracy,
                 alone_probed=None if self.alone is None else self.alone.probed, **measured,
             )  # fmt: skip
             if self.budget is not None:
@@ -171,7 +175,7 @@ class _Run:
         """Give the memory what of the whole budget network and method will leave it."""
         if self.budget is not None and self.recall is not None and not self.config.memory.counted:
             own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
-            self.recall.budget = self.budget.left(own)
+            self.recall.budget = self.budget.left(own + self._front_bytes())
 
     def _memory_bytes(self, task: Task) -> int:
         """Return what is kept of the tasks so far: the memory's files, or for upper bounds the samples themselves."""
@@ -209,6 +213,9 @@ class _Run:
             if held_out:
                 learner.calibrate(lambda count=None: batches_held(held_out, self.prepare, self.device))
             self._save("trained", task.number)
+        if self.config.features and first:
+            self._cut()
+            new = self.scenario.train(0)
         torch.manual_seed(1000 * self.config.seed + task.number)
         learner.end_step(task, lambda count=None: self._batches(self._some(new, count)))
         if self.recall is not None:
@@ -220,6 +227,18 @@ class _Run:
                 learner.begin_finetuning(task)
                 self._train(task, self.config.finetuning, self._remembered(task, known), learner.exemplar_losses)
             learner.remember(lambda count=None: self._batches(known))
+
+    def _cut(self) -> None:
+        """Let what is frozen stand before the network, whose samples are its features from here on."""
+        assert self.config.frozen_until is not None
+        self.front, self.frozen = cut(self.network, self.config.frozen_until), []
+        self.scenario = scenario_of(self.config, seen_through(self.dataset, self.front, self.prepare, self.device))
+        self.prepare, self.augment = Tensor.float, Augmentation(self.config.flip, 0)
+        if self.recall is not None:
+            self.recall.scenario = self.scenario
+
+    def _front_bytes(self) -> int:
+        return 0 if self.front is None else stored_bytes(self.front)
 
     def _some(self, samples: Subset, count: int | None) -> Subset:
         """Return so many random samples; `None` for all."""
@@ -284,6 +303,8 @@ class _Run:
     def _learn_alone(self, task: Task, new: Source) -> Alone:
         """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""
         network = build_network(self.config.model, None, self._example, self.config.model_args).to(self.device)
+        if self.front is not None:
+            cut(network, str(self.config.frozen_until))
         network.grow(task.stop)
         learner = get_learner("finetune")({"logits": "all"}, network, self.config.seed)
         learner.begin_step(task)
@@ -308,28 +329,22 @@ class _Run:
         self._state("trained", task.number).unlink(missing_ok=True)
 
     def _save(self, kind: str, number: int) -> None:
-        from safetensors.torch import save_file
-
-        state = {f"network/{k}": v for k, v in self.network.state_dict().items()}
-        state |= {f"learner/{k}": v for k, v in self.learner.state().items()}
+        parts: dict[str, dict[str, Tensor]] = {
+            "network": self.network.state_dict(), "learner": self.learner.state(),
+            "front": {} if self.front is None else self.front.state_dict(),
+        }  # fmt: skip
         if self.alone is not None:
-            state["alone"] = torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)
-        with atomic_path(self._state(kind, number)) as path:
-            save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, path)
+            parts["alone"] = {"": torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)}
+        save_state(self._state(kind, number), parts)
 
     def _load(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt", device=self.device) as file:
-                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        except (SafetensorError, OSError) as error:
-            raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
-        self.alone = Alone(*tensors["alone"].tolist()) if "alone" in tensors else None
-        own = {k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")}
-        self.learner.reshape(own)
-        self.network.load_state_dict(own)
-        self.learner.load_state({k.removeprefix("learner/"): v for k, v in tensors.items() if k.startswith("learner/")})
+        parts = load_state(path, self.device)
+        self.alone = Alone(*parts["alone"][""].tolist()) if parts["alone"] else None
+        self.learner.reshape(parts["network"])
+        self.network.load_state_dict(parts["network"])
+        if self.front is not None:
+            self.front.load_state_dict(parts["front"])
+        self.learner.load_state(parts["learner"])
 
     def _state(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}{number}.safetensors"

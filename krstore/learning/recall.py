@@ -44,6 +44,7 @@ class Recall:
 
     Attributes:
         memory: the memory.
+        scenario: whose tasks these are.
         budget: bytes of the memory when all classes have come; what the next tasks are taken in by.
         through_codec: whether new samples are learnt from as the memory gives them back.
         unlike: whether new samples are sharper than what a lossy codec makes of old ones.
@@ -56,7 +57,7 @@ class Recall:
     def __init__(
         self, config: MemoryConfig, folder: Path, scenario: Scenario, *, seed: int, device: str, progress: Progress
     ) -> None:
-        self._config, self._scenario, self._progress = config, scenario, progress
+        self._config, self.scenario, self._progress = config, scenario, progress
         self.budget = config.budget
         self._seed, self._device = seed, device
         self._selection = _selection(config)
@@ -98,7 +99,7 @@ class Recall:
             UsageError: it has been lost.
         """
         known = self.memory.classes
-        missing = [c for task in self._scenario.tasks[:steps] for c in range(task.first, task.stop) if c not in known]
+        missing = [c for task in self.scenario.tasks[:steps] for c in range(task.first, task.stop) if c not in known]
         if missing:
             raise UsageError(
                 f"{self.memory.path} has lost {len(missing)} of the classes that the run has learnt; "
@@ -116,7 +117,7 @@ class Recall:
         Args:
             network: maps stored samples to embeddings or scores, frozen; for codecs that look at what a task sees.
         """
-        task = self._scenario.tasks[number]
+        task = self.scenario.tasks[number]
         first = 1 if self._update == "double" else 0
         merging = self._update in ("merge", "double") and number > first
         seen_by = network if self._config.task_model or self._selection is not None else None
@@ -139,7 +140,7 @@ class Recall:
             self.memory.merge(
                 self._codec.name, names=names, preset=self._preset, settings=self._settings, seed=self._seed,
                 progress=self._progress, task_model=seen_by,
-                **self._target(self._scenario.tasks[first].first, task.stop, 0),
+                **self._target(self.scenario.tasks[first].first, task.stop, 0),
             )  # fmt: skip
 
     def adjust(self, task: Task, network: Callable[[bool], nn.Module]) -> None:
@@ -174,7 +175,7 @@ class Recall:
             memory.replace([entry for entry, _ in old], stores)
 
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
-        task, stores = self._scenario.tasks[number], self.memory.stores
+        task, stores = self.scenario.tasks[number], self.memory.stores
         decoder = stores[0] if stores and self._codec.shares_decoder else None
         shared = 0 if decoder is None else sum(map(self.memory.folder.network_bytes, self.memory.manifest.networks))
         asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
@@ -221,10 +222,10 @@ class Recall:
         if self.budget is not None and self._filled:
             share = self.budget - self.memory.bytes
         elif self.budget is not None:
-            share = self.budget * (stop - first) // self._scenario.classes
+            share = self.budget * (stop - first) // self.scenario.classes
         elif self._config.ratio is not None:
-            tasks = [task for task in self._scenario.tasks if first <= task.first < stop]
-            share = int(sum(self._scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)
+            tasks = [task for task in self.scenario.tasks if first <= task.first < stop]
+            share = int(sum(self.scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)
         else:
             return {}
         return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first)) + shared}

@@ -1,0 +1,44 @@
+"""The tensors of a run between two steps, by what they are of: ``network/``, ``learner/``, ``front/``, ``alone/``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from krstore.errors import UsageError
+from krstore.files import atomic_path
+
+__all__ = ["load_state", "save_state"]
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+def save_state(path: Path, parts: Parts) -> None:
+    """Write tensors by part and name, atomically."""
+    from safetensors.torch import save_file
+
+    named = {f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()}
+    with atomic_path(path) as temporary:
+        save_file({name: value.detach().contiguous().cpu() for name, value in named.items()}, temporary)
+
+
+def load_state(path: Path, device: str = "cpu") -> defaultdict[str, dict[str, Tensor]]:
+    """Return what was written; a part that is not there is empty.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    try:
+        with safe_open(path, "pt", device=device) as file:
+            for full in list(file.keys()):
+                part, _, name = full.partition("/")
+                parts[part][name] = file.get_tensor(full)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
+    return parts
