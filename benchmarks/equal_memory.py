@@ -2,8 +2,9 @@
 
 Data and tasks are those of `benchmarks.exemplars`, at the preset `small`. All but KRIL, and replay of all images,
 fine-tune on the balanced exemplars when a task has been learnt. KRIL keeps images, which pass through the first stages
-again, or their features, which the frozen first stages, counted in the network, have made. Exemplars are lossless and fill what the networks leave
-of the budget, or are as many as said of each class, and lossy: of a codec as exact as the budget allows.
+again, or their features, which the frozen first stages, counted in the network, have made. Exemplars are lossless and
+fill what the networks leave of the budget, or are as many as said of each class, and lossy: of a codec as exact as the
+budget allows.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ SEEDS = (0, 1, 2)
 MEASURED = {"alone": True, "probe": True}
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {}, "ewc": {}, "mas": {}, "gfr": {}, "lwf-mc": {}, "m2kd": {}, "lwf": {}, "replay": {},
-    "kril": {"frozen_until": "layer2.0"}, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {}, "der": {},
+    "kril": {"frozen_until": "layer2.0"}, "kril-oracle": {"frozen_until": "layer2.0"}, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {}, "der": {},
     "joint": {},
 }  # fmt: skip
 

@@ -180,6 +180,7 @@ LEARNERS = {
         ("lwf", "old classes' scores kept", "Li and Hoiem, ECCV 2016"),
         ("replay", "cross-entropy on new samples and replayed ones", ""),
         ("kril", "features recited by KRNet, or by any dense codec", KRNET),
+        ("kril-oracle", "the same with every feature as it was: its bound", KRNET),
         ("icarl", "sigmoids distilled, nearest mean of exemplars", "Rebuffi et al., CVPR 2017"),
         ("bic", "distillation, then a scale and an offset for new classes", "Wu et al., CVPR 2019"),
         ("wa", "distillation, then new classes' weights scaled", "Zhao et al., CVPR 2020"),
