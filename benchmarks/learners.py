@@ -18,10 +18,11 @@ from krstore.learning.data import Dataset
 
 SEEDS = (0, 1, 2)
 MEASURED = {"alone": True, "probe": True}
+FROZEN = {"frozen_until": "layer2.0"}  # what stays of KRIL's network
 CASES: dict[str, dict[str, Any]] = {
     "finetune": {}, "ewc": {}, "mas": {}, "gfr": {}, "lwf-mc": {}, "m2kd": {}, "lwf": {}, "replay": {},
-    "kril": {"frozen_until": "layer2.0"}, "kril-oracle": {"frozen_until": "layer2.0"}, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {}, "der": {},
-    "joint": {},
+    "kril": FROZEN, "kril-oracle": FROZEN, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {},
+    "der": {}, "joint": {},
 }  # fmt: skip
 
 
