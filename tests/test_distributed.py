@@ -12,7 +12,7 @@ import torch
 
 import krstore
 from krstore.distributed import average, joined, processes
-from krstore.testing import example_source
+from krstore.testing import ArraySource, example_source
 
 
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -65,6 +65,34 @@ def test_an_error_of_all_is_an_error(archive: Path, tmp_path: Path) -> None:
     assert ran.returncode != 0
     assert "error: transform: its smallest network" in ran.stderr
     assert not (tmp_path / "two.krs").exists()
+
+
+REPLAYING = """
+import sys, torch, torch.distributed as dist
+from krstore import Memory
+dist.init_process_group("gloo")
+replay = Memory(sys.argv[1], device="cpu").replay(batch_size=7, seed=3)
+own = [torch.cat([x[:, 0] for x, _ in replay]) for _ in range(2)]  # two epochs
+everyone = [None, None]
+dist.all_gather_object(everyone, own)
+if dist.get_rank() == 0:
+    for epoch in range(2):
+        parts = [shares[epoch] for shares in everyone]
+        print(len(parts[0]), len(parts[1]), sorted(torch.cat(parts).int().tolist()) == list(range(60)))
+dist.destroy_process_group()
+"""
+
+
+def test_processes_replay_a_share_each(tmp_path: Path) -> None:
+    features = np.arange(60, dtype=np.float32)[:, None].repeat(4, 1)
+    memory = krstore.Memory.create(tmp_path / "memory")
+    memory.append(krstore.encode(ArraySource(features, np.arange(60) % 3), tmp_path / "a.krs", "raw", device="cpu"))
+    (tmp_path / "replaying.py").write_text(REPLAYING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(tmp_path / "replaying.py"), str(tmp_path / "memory")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == ["30 30 True", "30 30 True"]
 
 
 def test_one_process_is_alone() -> None:
