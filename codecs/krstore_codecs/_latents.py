@@ -27,7 +27,7 @@ from krstore.source import Array, Ids
 from krstore.store.blocks import BlockReader, samples_per_block
 from krstore.store.container import MemberReader
 
-__all__ = ["IntegerBlocks", "SpilledRows", "spread_classes", "write_integer_blocks"]
+__all__ = ["LARGEST", "IntegerBlocks", "SpilledRows", "spread_classes", "write_integer_blocks"]
 
 ROWS = 4096
 CLASSES = 64

@@ -19,7 +19,7 @@ from krstore.entropy import entropy_bytes
 from krstore.errors import TargetUnreachableError, UsageError
 from krstore.source import Source
 from krstore.store.rate import DEFAULT_RATIO
-from krstore_codecs._latents import spread_classes
+from krstore_codecs._latents import LARGEST, spread_classes
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._transform import Analysis, Layout, Tiles, kernel_size
 
@@ -172,7 +172,7 @@ class Plan:
         centre, coded, error = self.units.centre.view(1, -1, 1, 1), [], 0.0
         for part in torch.split(self._probe, PART):
             with torch.no_grad():
-                coded.append(torch.round(analysis(part) / step))
+                coded.append(torch.round(analysis(part) / step).clamp(-LARGEST, LARGEST))
                 error += float((synthesis(coded[-1] * step) - centre - part).square().sum()) * self.spread**2
         linear, kept = self._linear.linear, self._linear.kept
         step = _step_for_bytes(linear.rows[:, :kept], _coded(torch.cat(coded), 1.0) + self._saved)
@@ -337,7 +337,7 @@ def _error(linear: _Linear, kept: int, step: float) -> float:
 
 def _coded(rows: Tensor, step: float) -> float:
     """Return about how many bytes a sample of coefficients (n, ...) takes, in steps."""
-    integers = torch.round(rows / step).flatten(1).numpy()
+    integers = torch.round(rows / step).clamp(-LARGEST, LARGEST).flatten(1).numpy()
     integers = integers - np.rint(integers.mean(axis=0))
     alive = integers[:, integers.any(axis=0)].astype(np.int32)
     classes = spread_classes(alive.std(axis=0, dtype=np.float64))

@@ -20,10 +20,11 @@ from krstore.errors import CorruptStoreError, TargetUnreachableError, UsageError
 from krstore.progress import SILENT
 from krstore.source import scan
 from krstore.testing import ArraySource, example_source
+from krstore_codecs._latents import LARGEST
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._restore import Restoration
 from krstore_codecs._transform import SPEED, Analysis, Layout, RateModel, Synthesis, Tiles
-from krstore_codecs._transform_plan import plan
+from krstore_codecs._transform_plan import _coded, plan
 from krstore_codecs.transform import Transform
 
 
@@ -342,3 +343,9 @@ def test_absurd_sizes_are_a_corrupt_store(change: dict[str, Any]) -> None:
     payload.write("network/weights", b"")
     with pytest.raises(CorruptStoreError):
         Transform.open(payload, OpenContext(spec=spec, kept=4, labels=None, device="cpu"))
+
+
+def test_coefficients_beyond_the_coders_range_are_reckoned_as_they_are_stored() -> None:
+    beyond = torch.tensor([[3e12, 0.0], [-3e12, 0.0], [0.0, 0.0]])[:, :, None, None]
+    limit = torch.tensor([[float(LARGEST), 0.0], [-float(LARGEST), 0.0], [0.0, 0.0]])[:, :, None, None]
+    assert 0 < _coded(beyond, 1.0) == _coded(limit, 1.0)
