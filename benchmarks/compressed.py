@@ -26,6 +26,7 @@ ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "replay, herding, lossless": ("replay", LOSSLESS),
     "replay, herding, 60 by webp": ("replay", WEBP),
+    "replay, herding, 60 by webp, new ones as they are": ("replay", {**WEBP, "memory.through_codec": False}),
     "replay, herding, 60 by transform": ("replay", TRANSFORM),
     "replay, all by transform": ("replay", ALL),
     "icarl, herding, lossless": ("icarl", LOSSLESS),

@@ -483,6 +483,33 @@ def test_new_samples_pass_through_a_lossy_codec(
     assert torch.equal(last.replayed, last.y < 4)
 
 
+def test_new_samples_pass_through_the_codec_of_lossy_exemplars(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {
+        "memory.codec": "transform", "memory.preset": "linear", "memory.budget": 12_000, "memory.per_class": 9,
+        "flip": False,
+    }  # fmt: skip
+    seen: dict[bool, dict[int, set[bytes]]] = {True: {}, False: {}}
+    original = KRIL.losses
+
+    def watch(self: KRIL, batch: Batch) -> dict[str, torch.Tensor]:
+        for x, y in zip(batch.x, batch.y, strict=True):
+            seen[through].setdefault(int(y), set()).add(x.numpy().tobytes())
+        return original(self, batch)
+
+    monkeypatch.setattr(KRIL, "losses", watch)
+    raw = {row.tobytes() for row in open_dataset(data).train.read(np.arange(CLASSES * TRAIN))}
+    for through in (True, False):
+        folder = tmp_path / str(through)
+        learn(config(data, "kril", **settings, **({} if through else {"memory.through_codec": False})), folder)
+        assert not list(folder.glob("passed*"))
+    assert len(seen[True][4]) == len(seen[False][4]) == TRAIN
+    assert seen[False][4] <= raw
+    assert not seen[True][4] & raw
+    assert seen[True][0] >= seen[False][0] & raw, "the first task is learnt from as it is"
+
+
 @pytest.mark.parametrize(("update", "stores"), [("append", 3), ("merge", 1), ("double", 2)])
 def test_a_krnet_teaches_itself_or_stands_beside_others(data: Path, tmp_path: Path, update: str, stores: int) -> None:
     settings = {"memory.codec": "krnet", "memory.ratio": 2.0, "memory.update": update}
@@ -588,7 +615,6 @@ def test_exemplars_of_each_class(data: Path, tmp_path: Path) -> None:
         ({"memory.total": 5}, "total=5 is less than an exemplar of each of 6 classes"),
         ({"memory.exemplars": "raw"}, "exemplars=raw is no codec of exemplars"),
         ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
-        ({"memory.per_class": 3, "memory.through_codec": True}, "need through_codec=false"),
         ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),
         ({"base": 3, "steps": 2}, "do not divide"),
         ({"training": {"learning_rate": 1e30, "milestones": ()}}, "no longer finite"),

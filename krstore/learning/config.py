@@ -102,7 +102,7 @@ class MemoryConfig(_Options, frozen=True, kw_only=True):
             ``"auto"`` does so where the codec says that it refits (krnet, autoencoder), and appends otherwise.
         task_model: codecs that look at what a task sees get the network as it is then (krnet's Eq. 3).
         through_codec: new samples pass through the codec too before they are learnt from, so that old and new ones
-            are alike; default where the codec is lossy.
+            are alike; default where the codec is lossy. Beside exemplars, they do so at the exemplars' rate.
     """
 
     codec: str | None = None

@@ -188,7 +188,7 @@ class _Run:
         new = self.scenario.train(task.number)
         learner, first = self.learner, task.number == 0
         trained = first and self.given == task.stop
-        if self.recall is not None and self.recall.through_codec and not first:
+        if self.recall is not None and self.recall.takes_first and not first:
             self.recall.take(task.number, new, self._seeing())
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
@@ -256,17 +256,18 @@ class _Run:
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
         return batches_of(source, self.prepare, self.device)
 
-    def _stream(self, task: Task, new: Source, batch_size: int) -> tuple[Stream, list[Replayable]]:
+    def _stream(self, task: Task, new: Subset, batch_size: int) -> tuple[Stream, list[Replayable]]:
         """Return what an epoch shows, new samples and what the learner's rehearsal adds, and what is held out of it."""
         old, own = None, Samples(new, f"task {task.number}")
         shown: Any = own
         if task.number and self.learner.rehearsal is Rehearsal.EVERYTHING:
             shown = Samples(self.scenario.train_until(task.number), "all tasks")
         if task.number and self.recall is not None:
-            if self.recall.through_codec:
+            if self.recall.takes_first:
                 shown = self.recall.memory.samples
             else:
                 old = self.recall.before(task)
+                shown = self.recall.passed(task.number, new) if self.recall.through_codec else own
         seed, held_out = 1000 * self.config.seed + task.number, list[Replayable]()
         parts: list[Replayable] = [shown] if old is None else [shown, old]
         if task.number and self.learner.held_out:
@@ -300,7 +301,7 @@ class _Run:
         found = blocks.measured(self.network.body, self._batches(self.scenario.test_until(0)))
         write_analysis(self.folder, {**read_analysis(self.folder), task.number: found})
 
-    def _learn_alone(self, task: Task, new: Source) -> Alone:
+    def _learn_alone(self, task: Task, new: Subset) -> Alone:
         """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""
         network = build_network(self.config.model, None, self._example, self.config.model_args).to(self.device)
         if self.front is not None:

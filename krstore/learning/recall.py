@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Held, Subset
+from krstore.store.reader import Store
 from krstore.store.writer import encode
 
 __all__ = ["Recall"]
@@ -46,7 +48,8 @@ class Recall:
         memory: the memory.
         scenario: whose tasks these are.
         budget: bytes of the memory when all classes have come; what the next tasks are taken in by.
-        through_codec: whether new samples are learnt from as the memory gives them back.
+        through_codec: whether new samples are learnt from as the codec gives them back.
+        takes_first: whether that is out of the memory, which has all of them before they are learnt from.
         unlike: whether new samples are sharper than what a lossy codec makes of old ones.
         scored: whether `take` needs a network of scores, not of embeddings.
 
@@ -83,11 +86,10 @@ class Recall:
         self._update = config.update
         if config.update == "auto":
             self._update = "double" if self._codec.refits else "append"
-        lossy = self._selection is None and not self._codec.lossless
-        self.through_codec = lossy if config.through_codec is None else config.through_codec
+        lossy = not exact and not self._codec.lossless
+        self.through_codec = lossy if config.through_codec is None else config.through_codec and lossy
         self.unlike = lossy and not self.through_codec
-        if self.through_codec and self._selection is not None:
-            raise ConfigError("memory: exemplars need through_codec=false; all of a task cannot pass through the codec")
+        self.takes_first = self.through_codec and self._selection is None
         self._folder = folder.parent
         self._quota(scenario.classes)
         self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
@@ -111,12 +113,27 @@ class Recall:
         later = [label for label in self.memory.classes if label >= task.first]
         return MemorySamples(self.memory.path, self.memory.stores, [later] * len(self.memory.stores))
 
+    def passed(self, number: int, samples: Subset) -> Store:
+        """Return the new samples of a task as the codec of the exemplars gives them back, at the exemplars' rate."""
+        path = self._passed(number)
+        if not path.exists():
+            last = self.memory.stores[-1]
+            codec, settings = storage(last)
+            share, sizes = samples.spec.samples / len(last), last.bytes
+            limit = sizes.network + math.ceil(share * (sizes.file - sizes.network))
+            encode(
+                samples, path, codec, settings=settings, max_bytes=limit, device=self._device, seed=self._seed,
+                resume=True, progress=self._progress,
+            )  # fmt: skip
+        return Store(path, device=self._device)
+
     def take(self, number: int, samples: Subset, network: nn.Module) -> None:
         """Encode the samples of a task and take them into the memory.
 
         Args:
             network: maps stored samples to embeddings or scores, frozen; for codecs that look at what a task sees.
         """
+        self._passed(number).unlink(missing_ok=True)
         task = self.scenario.tasks[number]
         first = 1 if self._update == "double" else 0
         merging = self._update in ("merge", "double") and number > first
@@ -173,6 +190,9 @@ class Recall:
                 path = Path(folder) / f"{number}.krs"
                 stores.append(encode(held, path, codec, settings=settings, device=self._device))
             memory.replace([entry for entry, _ in old], stores)
+
+    def _passed(self, number: int) -> Path:
+        return self._folder / f"passed{number}.krs"
 
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
         task, stores = self.scenario.tasks[number], self.memory.stores
