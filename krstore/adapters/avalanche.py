@@ -41,7 +41,8 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
     """A storage policy for `ReplayPlugin`: random exemplars, as many of each class, in a memory on disk.
 
     Kept are the datasets' items before their transforms: PIL images as uint8 (H, W, C), tensors as they are. When the
-    share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time.
+    share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time. Avalanche trains
+    on an experience's own items as they are; beside a lossy codec's they are sharper, and `FeatureReplay` the better.
 
     Args:
         max_size: exemplars in all; `ReplayPlugin(mem_size=...)` wants the same number.
