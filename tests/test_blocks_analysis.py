@@ -83,7 +83,7 @@ def test_a_run_is_analysed_and_drawn(tmp_path: Path) -> None:
 
 
 def test_blocks_that_are_not_trained_have_no_gradient(tmp_path: Path) -> None:
-    settings = {"memory.per_class": 5, "memory.exemplars": "random", "analyse": True}
+    settings = {"memory.per_class": 5, "memory.exemplars": "random", "analyse": True, "options.train_shared": False}
     learn(config("memo", **settings), tmp_path, dataset=images())
     first, second = read_analysis(tmp_path).values()
     assert (first["gradients"] > 0).all()
