@@ -2,8 +2,9 @@
 
 Data and tasks are those of `benchmarks.exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
 budget is what some twenty lossless images of each class take. Against as many of them as fit, for iCaRL, LUCIR and
-plain replay: three times as many through lossy codecs; and all images of all classes through transform, for replay and
-KRIL. Fine-tuning without a memory, and learning from all samples, are the bounds.
+plain replay: three times as many through lossy codecs, new samples through them too or as they are; and all images of
+all classes through transform, for replay and KRIL. Fine-tuning without a memory, and learning from all samples, are the
+bounds.
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ LOSSLESS = {"memory.exemplars": "herding"}
 WEBP = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "webp"}
 TRANSFORM = {"memory.exemplars": "herding", "memory.per_class": 60, "memory.codec": "transform"}
 ALL = {"memory.codec": "transform", "memory.preset": "fast", "memory.settings": {"encoder": True}}
+AS_THEY_ARE = {"memory.through_codec": False}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "replay, herding, lossless": ("replay", LOSSLESS),
     "replay, herding, 60 by webp": ("replay", WEBP),
-    "replay, herding, 60 by webp, new ones as they are": ("replay", {**WEBP, "memory.through_codec": False}),
+    "replay, herding, 60 by webp, new ones as they are": ("replay", WEBP | AS_THEY_ARE),
     "replay, herding, 60 by transform": ("replay", TRANSFORM),
+    "replay, herding, 60 by transform, new ones as they are": ("replay", TRANSFORM | AS_THEY_ARE),
     "replay, all by transform": ("replay", ALL),
     "icarl, herding, lossless": ("icarl", LOSSLESS),
     "lucir, herding, lossless": ("lucir", LOSSLESS),
     "lucir, herding, 60 by webp": ("lucir", WEBP),
+    "lucir, herding, 60 by webp, new ones as they are": ("lucir", WEBP | AS_THEY_ARE),
     "lucir, herding, 60 by transform": ("lucir", TRANSFORM),
+    "lucir, herding, 60 by transform, new ones as they are": ("lucir", TRANSFORM | AS_THEY_ARE),
     "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
     "finetune": ("finetune", {}),
     "joint": ("joint", {}),
