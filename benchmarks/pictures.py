@@ -19,6 +19,7 @@ __all__ = ["PICTURES"]
 
 Document = dict[str, Any]
 MARKERS = "osD^vPX*<>ph"
+MANY = 9  # lines, beyond which their names stand beside the picture
 COLOURS = [*colormaps["tab20"].colors[::2], *colormaps["tab20"].colors[1::2]]  # type: ignore[attr-defined]
 
 
@@ -115,8 +116,8 @@ def exemplars(document: Document, path: Path) -> None:
 
 
 def compressed(document: Document, path: Path) -> None:
-    """Draw accuracy against classes seen, means over seeds; of iCaRL by its classifier too."""
-    rows = document["rows"]
+    """Draw accuracy against classes seen, means over seeds, of what is the default; of iCaRL by its classifier too."""
+    rows = [row for row in document["rows"] if "as they are" not in row["name"]]
     by_classifier = [
         row | {"name": f"{row['name']}, CNN", "accuracy": row["accuracy_cnn"]} for row in rows if "accuracy_cnn" in row
     ]
@@ -162,7 +163,8 @@ def _draw(
     lines: dict[str, Line], path: Path, x: str, y: str, *, logarithmic: bool = False,
     level: tuple[str, float] | None = None, spread: dict[str, list[float]] | None = None,
 ) -> None:  # fmt: skip
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    many = len(lines) > MANY
+    figure = Figure(figsize=(9.6 if many else 7.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y, yscale="log" if logarithmic else "linear")
@@ -180,7 +182,10 @@ def _draw(
         axes.set_xticks(_apart(sorted({round(value) for xs, _ in lines.values() for value in xs})))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(which="both", alpha=0.3)
-    axes.legend(fontsize="small")
+    if many:
+        figure.legend(fontsize="small", loc="outside right upper")
+    else:
+        axes.legend(fontsize="small")
     _save(figure, path)
 
 
