@@ -14,9 +14,7 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.exemplars import images
-from benchmarks.runs import figures, resumed
-from krstore.learning.config import build_run_config
-from krstore.learning.data import Dataset
+from benchmarks.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 BUDGET = 240_000
@@ -48,7 +46,7 @@ def measure(run: Run) -> dict[str, Any]:
     """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
     dataset, budget = images(run), 24_000 if run.tiny else BUDGET
     cases = [
-        ((name, seed), functools.partial(_learnt, run, dataset, method, {**_sized(own, budget), "seed": seed}))
+        ((name, seed), functools.partial(on_small_images, run, dataset, method, {**_sized(own, budget), "seed": seed}))
         for seed in (SEEDS[:1] if run.tiny else SEEDS)
         for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
     ]
@@ -57,13 +55,6 @@ def measure(run: Run) -> dict[str, Any]:
 
 def _sized(settings: dict[str, Any], budget: int) -> dict[str, Any]:
     return settings | ({"memory.budget": budget} if settings else {})
-
-
-def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    settings = {"data": "given", "device": "cpu", **settings}
-    if run.tiny:
-        settings |= {"base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1}
-    return figures(run, build_run_config(method, settings, preset="small"), dataset)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.exemplars import images
-from benchmarks.runs import figures, resumed
-from krstore.learning.config import build_run_config
-from krstore.learning.data import Dataset
+from benchmarks.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 ALONE: dict[str, Any] = {"base": 0, "steps": 5, "base_training.epochs": 30, "training.epochs": 30}
@@ -40,18 +38,11 @@ def measure(run: Run) -> dict[str, Any]:
     """Run every case with every seed, all cases of a seed first; rows of an earlier run are kept."""
     dataset = images(run)
     cases = [
-        ((name, seed), functools.partial(_learnt, run, dataset, method, {**own, "seed": seed}))
+        ((name, seed), functools.partial(on_small_images, run, dataset, method, {**own, "seed": seed}))
         for seed in (SEEDS[:1] if run.tiny else SEEDS)
         for name, (method, own) in list(CASES.items())[: 1 if run.tiny else None]
     ]
     return {"rows": resumed(run, ("name", "seed"), cases)}
-
-
-def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    settings = {"data": "given", "device": "cpu", **settings}
-    if run.tiny:
-        settings |= {"steps": 3, "base_training.epochs": 1, "training.epochs": 1}
-    return figures(run, build_run_config(method, settings, preset="small"), dataset)
 
 
 if __name__ == "__main__":

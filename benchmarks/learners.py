@@ -12,9 +12,7 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.exemplars import images
-from benchmarks.runs import figures, resumed
-from krstore.learning.config import build_run_config
-from krstore.learning.data import Dataset
+from benchmarks.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 MEASURED = {"alone": True, "probe": True}
@@ -30,18 +28,11 @@ def measure(run: Run) -> dict[str, Any]:
     """Run every method with every seed, all methods of a seed first; rows of an earlier run are kept."""
     dataset = images(run)
     cases = [
-        ((method, seed), functools.partial(_learnt, run, dataset, method, {**own, **MEASURED, "seed": seed}))
+        ((method, seed), functools.partial(on_small_images, run, dataset, method, {**own, **MEASURED, "seed": seed}))
         for seed in (SEEDS[:1] if run.tiny else SEEDS)
         for method, own in (CASES if not run.tiny else {"finetune": {}}).items()
     ]
     return {"rows": resumed(run, ("name", "seed"), cases)}
-
-
-def _learnt(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    settings = {"data": "given", "device": "cpu", **settings}
-    if run.tiny:
-        settings |= {"base": 1, "steps": 2, "base_training.epochs": 1, "training.epochs": 1}
-    return figures(run, build_run_config(method, settings, preset="small"), dataset)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def _learn(name: str, more: str = "") -> str:
     return f"`krstore learn {name} --data data --preset paper{more} -o run`"
 
 
+WITHOUT_RELU = " --set model_args.last_relu=false"
 AT_100, PER_CLASS = " --ratio 100", " --set per_class=20"
 IMAGES, STATES = "images", "snaps"
 KRNET = "Zhang et al., KRNet, 2022"
@@ -152,11 +153,11 @@ CODECS = {
     ),
     "mnemonics": Entry(
         "exemplars that are trained for a network, by the exact meta-gradient", MNEMONICS,
-        _learn("lucir", " --exemplars mnemonics"), _chosen("mnemonics"),
+        _learn("lucir", f"{WITHOUT_RELU} --exemplars mnemonics --adjust"), _chosen("mnemonics"),
     ),
     "mnemonics_released": Entry(
         "the same as the authors' released code does it, by prototypes", MNEMONICS,
-        _learn("lucir", " --exemplars mnemonics_released"), _chosen("mnemonics_released"),
+        _learn("lucir", f"{WITHOUT_RELU} --exemplars mnemonics_released"), _chosen("mnemonics_released"),
     ),
     "packnet": Entry(
         "a network's states after each step: each weight once, and the step that takes it",
@@ -168,8 +169,10 @@ CODECS = {
     ),
 }  # fmt: skip
 
+FRONT = " --set frozen_until=layer3.0 --set features=true"
+OPTIONS = {"kril": FRONT, "kril-oracle": FRONT, "icarl": WITHOUT_RELU, "lucir": WITHOUT_RELU}
 LEARNERS = {
-    name: Entry(what, source, _learn(name), _learnt(name))
+    name: Entry(what, source, _learn(name, OPTIONS.get(name, "")), _learnt(name))
     for name, what, source in (
         ("finetune", "the lower bound", ""),
         ("ewc", "weights held by their Fisher information", "Kirkpatrick et al., PNAS 2017"),
@@ -186,7 +189,7 @@ LEARNERS = {
         ("wa", "distillation, then new classes' weights scaled", "Zhao et al., CVPR 2020"),
         ("lucir", "cosine classifier, embeddings kept in direction, a margin", "Hou et al., CVPR 2019"),
         ("memo", "first stages shared, the last one anew for each task", "Zhou et al., ICLR 2023"),
-        ("der", "an extractor a task, its channels pruned", "Yan et al., CVPR 2021"),
+        ("der", "an extractor a task; with `options.pruning=true` its channels are pruned", "Yan et al., CVPR 2021"),
         ("joint", "the upper bound: all samples of all tasks", ""),
     )
 }

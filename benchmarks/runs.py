@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Run
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
 
-__all__ = ["Rows", "figures", "resumed"]
+__all__ = ["Rows", "figures", "on_small_images", "resumed"]
 
 KEPT = (
     "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting",
@@ -64,3 +64,12 @@ def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict
         "network_bytes": [step.network_bytes for step in result.steps],
         **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},
     }  # fmt: skip
+
+
+def on_small_images(run: Run, dataset: Dataset, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run a method at the preset `small`, and return what came of it; an epoch of two or three tasks when tiny."""
+    settings = {"data": "given", "device": "cpu", **settings}
+    if run.tiny:
+        settings |= {"base_training.epochs": 1, "training.epochs": 1}
+        settings |= {"steps": 3} if settings.get("base") == 0 else {"base": 1, "steps": 2}
+    return figures(run, build_run_config(method, settings, preset="small"), dataset)
