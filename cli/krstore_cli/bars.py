@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
-
-    from krstore_cli.output import Output
 
 __all__ = ["Bars"]
 
 
 class Bars:
-    """Shows work as bars with rate, figures and time left, when `live`; with ``-v`` each piece leaves a line."""
+    """Shows work as bars with rate, figures and time left.
 
-    def __init__(self, out: Output, live: bool) -> None:
-        self._out = out
+    Args:
+        console: where, when `live`.
+        note: says what was decided.
+        done: says what each piece of work came to.
+    """
+
+    def __init__(self, console: Console, live: bool, note: Callable[[str], None], done: Callable[[str], None]) -> None:
+        self.note, self._done = note, done
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -30,7 +35,7 @@ class Bars:
             _Rate(),
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
-            console=out.err,
+            console=console,
             transient=True,
             disable=not live,
         )
@@ -44,15 +49,11 @@ class Bars:
         work = _Work(self._bars, number)
         try:
             yield work
-            self._out.detail(f"{description}: {work.done:,} {unit} in {time.monotonic() - began:.1f} s {work.figures}")
+            self._done(f"{description}: {work.done:,} {unit} in {time.monotonic() - began:.1f} s {work.figures}")
         finally:
             self._bars.remove_task(number)
             if not self._bars.tasks:
                 self._bars.stop()
-
-    def note(self, message: str) -> None:
-        """Say what was decided."""
-        self._out.status(message)
 
 
 class _Work:

@@ -71,7 +71,8 @@ class Output:
         """Return what shows the library's work: bars, where stderr is a terminal that somebody looks at."""
         from krstore_cli.bars import Bars
 
-        return Bars(self, live=not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb")
+        live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return Bars(self.err, live, note=self.status, done=self.detail)
 
     def _line(self, kind: str, style: str, message: str) -> None:
         from rich.text import Text

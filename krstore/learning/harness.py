@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from krstore.errors import UsageError
-from krstore.inputs import Inputs
 from krstore.learning.agreement import agreed_memory
+from krstore.learning.alone import Alone, learn_alone
 from krstore.learning.blocks import Blocks, read_analysis, write_analysis
 from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.evaluation import evaluated, probed
+from krstore.learning.feed import Feed
 from krstore.learning.front import cut, seen_through
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
@@ -34,32 +33,15 @@ from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.state import load_state, save_state
-from krstore.learning.streams import (
-    Augmentation,
-    Batch,
-    Samples,
-    Stream,
-    batches_held,
-    batches_of,
-    held,
-    hold_out,
-)
+from krstore.learning.streams import Batch, Stream
 from krstore.learning.training import Trainer
 from krstore.progress import SILENT, Progress
-from krstore.replay import Replayable
-from krstore.source import Source, Subset
-from krstore.tensors import as_tensor, resolve_device
+from krstore.source import Subset
+from krstore.tensors import resolve_device
 
 __all__ = ["MEMORY", "learn", "scenario_of"]
 
 MEMORY = "memory"
-
-
-class Alone(NamedTuple):
-    """Accuracy on a task's classes of a network that was trained alone, and that of a probe of its embeddings."""
-
-    accuracy: float
-    probed: float | None = None
 
 
 def learn(
@@ -95,15 +77,10 @@ class _Run:
         self.device = resolve_device(config.device)
         self.dataset, self.scenario = dataset, scenario_of(config, dataset)
         self.result = load_result(folder, config, self.scenario)
-        self.prepare = _preparation(config, dataset.train)
-        self.augment = Augmentation(config.flip, config.crop if isinstance(self.prepare, Inputs) else 0)
+        self.feed = Feed.of(config, dataset, self.scenario, self.device)
         torch.manual_seed(config.seed)
         self.trainer = Trainer(self.device, config.precision, progress)
-        self._example = self.prepare(as_tensor(dataset.train.read(np.zeros(1, np.int64))))
-        if config.flip and self._example.ndim != 4:
-            raise UsageError(
-                f"flip=true is for samples (C, H, W); these are {tuple(self._example.shape[1:])}: set flip=false"
-            )
+        self._example = self.feed.example(dataset)
         method = get_learner(config.method)
         self.network = build_network(
             config.model, config.weights, self._example, config.model_args, cosine=method.cosine
@@ -150,10 +127,11 @@ class _Run:
         for task in self.scenario.tasks[len(self.result.steps) :]:
             began = time.monotonic()
             self._step(task)
-            measured = evaluated(
-                self.learner, self._test_batches(task), self.scenario.tasks[: task.number + 1]
-            )  # fmt: skip
-            representation = self._probed(self.network.body, task) if self.config.probe else []
+            tasks = self.scenario.tasks[: task.number + 1]
+            measured = evaluated(self.learner, self.feed.test(task), tasks)
+            representation = list[float]()
+            if self.config.probe:
+                representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
             held_bytes = self.learner.held()
             step = StepResult(
                 seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
@@ -195,14 +173,13 @@ class _Run:
         if self.config.transfer and not first:
             self.network.transfer()
         learner.begin_step(task)
-        learner.imprint(task, lambda count=None: self._batches(self._some(new, count)))
+        learner.imprint(task, self.feed.some(new))
         if self._state("trained", task.number).exists():
             self._load(self._state("trained", task.number))
         elif not trained:
             training = self.config.base_training if first else self.config.training
-            with torch.random.fork_rng():
-                self.alone = self._learn_alone(task, new) if self.config.alone and not first else None
-            stream, held_out = self._stream(task, new, training.batch_size)
+            self.alone = self._learn_alone(task, new) if self.config.alone and not first else None
+            stream, held_out = self.feed.stream(task, new, learner, self.recall, training.batch_size)
             blocks = Blocks(self.network.body) if self.config.analyse else None
             self._train(task, training, stream, blocks=blocks)
             if blocks is not None:
@@ -211,13 +188,13 @@ class _Run:
             if again:
                 self._train(task, shortened(training, again), stream)
             if held_out:
-                learner.calibrate(lambda count=None: batches_held(held_out, self.prepare, self.device))
+                learner.calibrate(lambda count=None: self.feed.held_out(held_out))
             self._save("trained", task.number)
         if self.config.features and first:
             self._cut()
             new = self.scenario.train(0)
         torch.manual_seed(1000 * self.config.seed + task.number)
-        learner.end_step(task, lambda count=None: self._batches(self._some(new, count)))
+        learner.end_step(task, self.feed.some(new))
         if self.recall is not None:
             self._share_budget()
             self.recall.take(task.number, new, self._seeing())
@@ -225,67 +202,27 @@ class _Run:
             known = self.recall.memory.samples
             if self.config.finetuning is not None and not first:
                 learner.begin_finetuning(task)
-                self._train(task, self.config.finetuning, self._remembered(task, known), learner.exemplar_losses)
-            learner.remember(lambda count=None: self._batches(known))
+                remembered = self.feed.remembered(task, known, self.config.finetuning.batch_size)
+                self._train(task, self.config.finetuning, remembered, learner.exemplar_losses)
+            learner.remember(lambda count=None: self.feed.batches(known))
 
     def _cut(self) -> None:
         """Let what is frozen stand before the network, whose samples are its features from here on."""
         assert self.config.frozen_until is not None
         self.front, self.frozen = cut(self.network, self.config.frozen_until), []
-        self.scenario = scenario_of(self.config, seen_through(self.dataset, self.front, self.prepare, self.device))
-        self.prepare, self.augment = Tensor.float, Augmentation(self.config.flip, 0)
+        self.scenario = scenario_of(self.config, seen_through(self.dataset, self.front, self.feed.prepare, self.device))
+        self.feed = self.feed.beyond(self.scenario)
         if self.recall is not None:
             self.recall.scenario = self.scenario
 
     def _front_bytes(self) -> int:
         return 0 if self.front is None else stored_bytes(self.front)
 
-    def _some(self, samples: Subset, count: int | None) -> Subset:
-        """Return so many random samples; `None` for all."""
-        if count is None or count >= samples.spec.samples:
-            return samples
-        ids = np.random.default_rng(self.config.seed).permutation(samples.spec.samples)[:count]
-        return Subset(samples, np.sort(ids))
-
     def _seeing(self, scored: bool = False) -> nn.Module:
         """Return a frozen copy of the network, or of its body, for stored samples as they are."""
         assert self.recall is not None
         seen = self.network if scored or self.recall.scored else self.network.body
-        return frozen(_Seeing(copy.deepcopy(seen), self.prepare))
-
-    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor]]:
-        return batches_of(source, self.prepare, self.device)
-
-    def _stream(self, task: Task, new: Subset, batch_size: int) -> tuple[Stream, list[Replayable]]:
-        """Return what an epoch shows, new samples and what the learner's rehearsal adds, and what is held out of it."""
-        old, own = None, Samples(new, f"task {task.number}")
-        shown: Any = own
-        if task.number and self.learner.rehearsal is Rehearsal.EVERYTHING:
-            shown = Samples(self.scenario.train_until(task.number), "all tasks")
-        if task.number and self.recall is not None:
-            if self.recall.takes_first:
-                shown = self.recall.memory.samples
-            else:
-                old = self.recall.before(task)
-                shown = self.recall.passed(task.number, new) if self.recall.through_codec else own
-        seed, held_out = 1000 * self.config.seed + task.number, list[Replayable]()
-        parts: list[Replayable] = [shown] if old is None else [shown, old]
-        if task.number and self.learner.held_out:
-            parts, held_out = hold_out(parts, task.first, self.learner.held_out, seed)
-        kept = [held(part) for part in parts]
-        stream = Stream(
-            kept[0], kept[1] if len(kept) > 1 else None, first_new=task.first, batch_size=batch_size, seed=seed,
-            prepare=self.prepare, augment=self.augment, device=self.device,
-        )  # fmt: skip
-        return stream, held_out
-
-    def _remembered(self, task: Task, samples: Replayable) -> Stream:
-        """Return the batches of what the memory holds."""
-        assert self.config.finetuning is not None
-        return Stream(
-            held(samples), None, first_new=task.first, batch_size=self.config.finetuning.batch_size,
-            seed=1000 * self.config.seed + task.number, prepare=self.prepare, augment=self.augment, device=self.device,
-        )  # fmt: skip
+        return frozen(_Seeing(copy.deepcopy(seen), self.feed.prepare))
 
     def _train(
         self, task: Task, training: Training, stream: Stream,
@@ -298,29 +235,14 @@ class _Run:
 
     def _analyse(self, task: Task, blocks: Blocks) -> None:
         """Write what the blocks have done; feature maps are those of the first task's test samples."""
-        found = blocks.measured(self.network.body, self._batches(self.scenario.test_until(0)))
+        found = blocks.measured(self.network.body, self.feed.test(self.scenario.tasks[0]))
         write_analysis(self.folder, {**read_analysis(self.folder), task.number: found})
 
     def _learn_alone(self, task: Task, new: Subset) -> Alone:
-        """Return how well a network of random weights, trained on what the learner sees, does on a task's classes."""
-        network = build_network(self.config.model, None, self._example, self.config.model_args).to(self.device)
-        if self.front is not None:
-            cut(network, str(self.config.frozen_until))
-        network.grow(task.stop)
-        learner = get_learner("finetune")({"logits": "all"}, network, self.config.seed)
-        learner.begin_step(task)
         training = self.config.alone_training or self.config.training
-        stream, _ = self._stream(task, new, training.batch_size)
-        self.trainer.train(learner, task, training, stream, f"step {task.number}, alone")
-        accuracy = evaluated(learner, self._test_batches(task), self.scenario.tasks[: task.number + 1])["by_task"][-1]
-        return Alone(accuracy, self._probed(network.body, task)[-1] if self.config.probe else None)
-
-    def _probed(self, body: nn.Module, task: Task) -> list[float]:
-        train = self._batches(self.scenario.train_until(task.number))
-        return probed(body, train, self._test_batches(task), self.scenario.tasks[: task.number + 1])
-
-    def _test_batches(self, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._batches(self.scenario.test_until(task.number))
+        with torch.random.fork_rng():
+            stream, _ = self.feed.stream(task, new, self.learner, self.recall, training.batch_size)
+            return learn_alone(self.config, self.feed, self.trainer, task, stream, self._example, self.front)
 
     def _finish(self, task: Task) -> None:
         """Write what a step has come to; the files of what was before it go when that is done."""
@@ -360,10 +282,3 @@ class _Seeing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.network(self._prepare(x)))
-
-
-def _preparation(config: RunConfig, source: Source) -> Callable[[Tensor], Tensor]:
-    """Return what brings stored samples to the network: images are normalised, features taken as they are."""
-    if source.spec.dtype == "uint8" or config.mean is not None or config.std is not None:
-        return Inputs.of(source.spec, "auto", config.mean, config.std)
-    return lambda x: x.float()
