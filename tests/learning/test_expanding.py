@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning_runs import KilledAfter
 from torch import Tensor, nn
 
 from krstore.backbones import ResNet, ResNetTail, resnet32
@@ -26,7 +27,7 @@ from krstore.learning.learners.base import Learner
 from krstore.learning.learners.der import DER
 from krstore.learning.learners.memo import MEMO
 from krstore.learning.network import Network, stored_bytes
-from krstore.learning.results import RunResult, read_result
+from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.memory import Memory
@@ -300,26 +301,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_counts_its_networks_and_goes_on_after_a_kill(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_counts_its_networks_and_goes_on_after_a_kill(name: str, tmp_path: Path) -> None:
     method = name.split(",")[0]
     run = config(method, **SETTINGS[name], **{"memory.per_class": 5, "steps": 4, "memory.exemplars": "herding"})
     dataset = images()
     whole = learn(run, tmp_path / "whole", dataset=dataset)
     folder = tmp_path / "cut"
-
-    real = harness.save_result
-
-    def killed(place: Path, result: RunResult) -> None:
-        real(place, result)
-        if len(result.steps) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(harness, "save_result", killed)
     with pytest.raises(KeyboardInterrupt):
-        learn(run, folder, dataset=dataset)
-    monkeypatch.undo()
+        learn(run, folder, dataset=dataset, progress=KilledAfter(2))
     assert not read_result(folder).finished
     again = learn(run, folder, dataset=dataset)
     assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
@@ -406,14 +395,14 @@ def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_
 ) -> None:
     run = config("der", **{"options.pruning": True, "options.sparsity": 3.0, "memory.per_class": 5})
     learn(run, tmp_path / "whole", dataset=images())
-    real = harness._Run._save
+    save = harness.save_state
 
-    def killed(self: Any, kind: str, number: int) -> None:
-        real(self, kind, number)
-        if (kind, number) == ("trained", 1):
+    def killed(path: Path, parts: Any) -> None:
+        save(path, parts)
+        if path.name == "trained1.safetensors":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness._Run, "_save", killed)
+    monkeypatch.setattr(harness, "save_state", killed)
     with pytest.raises(KeyboardInterrupt):
         learn(run, tmp_path / "cut", dataset=images())
     monkeypatch.undo()

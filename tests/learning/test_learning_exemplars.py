@@ -1,6 +1,5 @@
 """Learners that live on exemplars: each term against values worked out by hand, and the traps of their public codes."""
 
-# ruff: noqa: F811 - a fixture is imported, and named as an argument
 from __future__ import annotations
 
 import math
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning_runs import CLASSES, body, config
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_learning import CLASSES, TRAIN, body, config, data  # noqa: F401 - a fixture
 from torch import nn
 
 from krstore.errors import UsageError

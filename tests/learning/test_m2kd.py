@@ -1,6 +1,5 @@
 """M2KD: its losses by hand, its masks, and that earlier networks come back as they were."""
 
-# ruff: noqa: F811 - a fixture is imported, and named as an argument
 from __future__ import annotations
 
 import math
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_learning import config, data  # noqa: F401 - a fixture
+from learning_runs import body, config
 from torch import nn
 
 from krstore.errors import ConfigError, UnknownNameError
@@ -181,7 +180,6 @@ def teachers_asked(made: M2KD, groups: int) -> list[int]:
     ],
 )
 def test_each_group_of_classes_is_taught_by_its_own_network(options: dict[str, Any], asked: list[int]) -> None:
-    from test_learning import body
 
     from krstore.learning.network import Network
 

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning_runs import KilledAfter
 from safetensors.torch import load_file
 from test_expanding import config, images, tiny
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
-from krstore.learning import harness
 from krstore.learning.front import cut, seen_through
 from krstore.learning.harness import learn
 from krstore.learning.network import Network, stored_bytes
-from krstore.learning.results import RunResult
 from krstore.memory import Memory
 
 FEATURES: dict[str, Any] = {"features": True, "frozen_until": "layer1", "memory.codec": "raw"}
@@ -38,7 +37,7 @@ def test_front_and_rest_are_the_network() -> None:
     assert seen.train.read(np.empty(0, np.int64)).shape == (0, *seen.train.spec.shape)
 
 
-def test_a_run_keeps_features_and_its_front_stays_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_features_and_its_front_stays_and_counts(tmp_path: Path) -> None:
     run = config("kril", **FEATURES, **{"steps": 4, "base": 0})
     whole = learn(run, tmp_path / "whole", dataset=images())
     memory = Memory(tmp_path / "whole" / "memory", device="cpu")
@@ -48,21 +47,12 @@ def test_a_run_keeps_features_and_its_front_stays_and_counts(tmp_path: Path, mon
     for step in whole.steps:
         classes = len(step.by_task) * len(whole.tasks[0])
         assert step.network_bytes == stored_bytes(front) + stored_bytes(network.body) + 4 * classes * 9
-    real = harness.save_result
     fronts = []
-
-    def killed(folder: Path, result: RunResult) -> None:
-        real(folder, result)
-        if result.steps:
-            state = load_file(folder / f"step{len(result.steps)}.safetensors")
-            fronts.append({name: value for name, value in state.items() if name.startswith("front/")})
-        if len(result.steps) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(harness, "save_result", killed)
-    with pytest.raises(KeyboardInterrupt):
-        learn(run, tmp_path / "cut", dataset=images())
-    monkeypatch.undo()
+    for step in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            learn(run, tmp_path / "cut", dataset=images(), progress=KilledAfter(step))
+        state = load_file(tmp_path / "cut" / f"step{step + 1}.safetensors")
+        fronts.append({name: value for name, value in state.items() if name.startswith("front/")})
     again = learn(run, tmp_path / "cut", dataset=images())
     assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
     first, second = fronts

@@ -1,0 +1,233 @@
+"""Class-incremental runs: what learners may see, bytes, and going on after a kill."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from learning_runs import CLASSES, TEST, TRAIN, KilledAfter, body, config, samples
+from torch import nn
+
+from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.learning.harness import learn
+from krstore.learning.learners import LEARNERS, get_learner
+from krstore.learning.network import Network, build_network
+from krstore.learning.results import read_result
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+from krstore.memory import Memory
+
+
+def test_weights_bring_their_classifier(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    example = torch.randn(3, 4, 6, 6)
+    state = {**body().state_dict(), "fc.weight": torch.randn(2, 8), "fc.bias": torch.randn(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    network = build_network("learning_runs:body", tmp_path / "w.safetensors", example)
+    assert network.classes == 2
+    torch.testing.assert_close(network.head.weight.detach(), state["fc.weight"])
+    with pytest.raises(UsageError, match="fails on samples of shape"):
+        build_network("learning_runs:body", None, torch.randn(3, 5, 6, 6))
+
+
+@pytest.mark.parametrize("method", [name for name in LEARNERS if name != "memo"])  # its network must have stages
+def test_every_method_runs_learns_and_counts_its_bytes(data: Path, tmp_path: Path, method: str) -> None:
+    own = {"gfr": {"epochs": 2, "hidden": 16}, "m2kd": {"layer": "2", "pruning": False}}
+    result = learn(config(data, method, options=own.get(method, {})), tmp_path / "run")
+    assert result.finished
+    assert [len(step.by_task) for step in result.steps] == [1, 2, 3]
+    assert result.steps[0].accuracy > 0.6
+    last = result.steps[-1]
+    assert np.sum(last.confusion) == CLASSES * TEST
+    assert np.trace(last.confusion) / np.sum(last.confusion) == pytest.approx(last.accuracy)
+    summary = result.summary()
+    assert summary["last"] == last.accuracy
+    memory = tmp_path / "run" / "memory"
+    assert memory.exists() == (get_learner(method).rehearsal.value in ("memory", "optional"))
+    if memory.exists():
+        assert last.memory_bytes == Memory(memory).bytes
+        assert Memory(memory).classes == dict.fromkeys(range(CLASSES), TRAIN)
+    weights = sum(p.numel() for p in (*body().parameters(), *nn.Linear(8, CLASSES).parameters()))
+    held = {"bic": 2 * CLASSES, "ewc": weights, "mas": weights, "gfr": (200 + 1 + CLASSES) * 16 + 16 * 17 + 17 * 8}
+    if method == "m2kd":  # two networks, of 2 and 4 classes, with auxiliary classifiers, and the last one's
+        norm = 4 * 2 * 8 + 8  # its running statistics, and a counter of 8 bytes
+        sizes = [4 * sum(p.numel() for p in (*body().parameters(), *two.parameters(), *two.parameters())) + norm
+                 for two in (nn.Linear(8, 2), nn.Linear(8, 4))]  # fmt: skip
+        assert last.held_bytes == {"snapshots": sum(sizes), "auxiliary": 4 * 9 * CLASSES}
+    else:
+        assert sum(last.held_bytes.values()) == 4 * held.get(method, 0)
+
+
+def test_rehearsal_forgets_less(data: Path, tmp_path: Path) -> None:
+    longer = {"epochs": 8, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
+    runs = {
+        method: learn(config(data, method, training=longer, **{"options.logits": "all"}), tmp_path / method).summary()
+        for method in ("finetune", "replay", "joint")
+    }
+    assert runs["finetune"]["last"] + 0.2 < min(runs["replay"]["last"], runs["joint"]["last"])
+    assert runs["finetune"]["forgetting"] > runs["replay"]["forgetting"]
+
+
+def test_a_learner_never_sees_samples_of_other_tasks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[int]] = []
+    original = get_learner("finetune").losses
+
+    def watch(self: Any, batch: Batch) -> Any:
+        seen[-1].update(batch.y.tolist())
+        return original(self, batch)
+
+    monkeypatch.setattr("krstore.learning.learners.finetune.Finetune.losses", watch)
+    monkeypatch.setattr(
+        "krstore.learning.learners.finetune.Finetune.begin_step", lambda self, task: seen.append(set()), raising=False
+    )
+    learn(config(data), tmp_path / "run")
+    assert seen == [{0, 1}, {2, 3}, {4, 5}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory.per_class": 3, "memory.total": 9}, "per_class=3 and total=9; give one of them"),
+        ({"memory.total": 5}, "total=5 is less than an exemplar of each of 6 classes"),
+        ({"memory.exemplars": "raw"}, "exemplars=raw is no codec of exemplars"),
+        ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
+        ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),
+        ({"base": 3, "steps": 2}, "do not divide"),
+        ({"training": {"learning_rate": 1e30, "milestones": ()}}, "no longer finite"),
+    ],
+)
+def test_runs_that_cannot_be(data: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        learn(config(data, "kril", **settings), tmp_path / "run")
+
+
+def test_the_same_seed_gives_the_same_results(data: Path, tmp_path: Path) -> None:
+    first, same, other = (
+        learn(config(data, "replay", seed=seed), tmp_path / f"run{n}") for n, seed in enumerate((1, 1, 2))
+    )
+    assert [step.confusion for step in first.steps] == [step.confusion for step in same.steps]
+    assert [step.confusion for step in first.steps] != [step.confusion for step in other.steps]
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[3])
+import msgspec
+from krstore.learning.config import RunConfig
+from krstore.learning.evaluation import evaluated, probed
+from krstore.learning.harness import learn
+class Progress:
+    def note(self, message): print(message, flush=True)
+    def task(self, *a, **k):
+        from krstore.progress import SILENT
+        return SILENT.task(*a, **k)
+learn(msgspec.json.decode(sys.argv[1], type=RunConfig), sys.argv[2], progress=Progress())
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_path: Path) -> None:
+    built = config(data, "kril", **{"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 8.0})
+    whole = learn(built, tmp_path / "whole")
+    arguments = [msgspec.json.encode(built).decode(), str(tmp_path / "killed"), str(Path(__file__).parent)]
+    for wait in (1, 0):
+        with subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            while wait and "step 0" not in process.stdout.readline():
+                pass
+            time.sleep(0.02 * wait)
+            process.send_signal(signal.SIGKILL if wait else 0)
+            process.stdout.read()
+    ended = read_result(tmp_path / "killed")
+    assert ended.finished
+    assert [step.confusion for step in ended.steps] == [step.confusion for step in whole.steps]
+    assert [step.memory_bytes for step in ended.steps] == [step.memory_bytes for step in whole.steps]
+
+
+def test_what_is_frozen_stays_after_the_first_task(data: Path, tmp_path: Path) -> None:
+    states = {}
+    original = Network.grow
+
+    def watch(self: Network, classes: int) -> None:
+        states[classes] = {name: value.clone() for name, value in self.body.state_dict().items()}
+        original(self, classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "grow", watch)
+        learn(config(data, "replay", frozen_until="1"), tmp_path / "run")
+    assert states[4].keys() == states[6].keys()
+    changed = {name for name, value in states[6].items() if not torch.equal(value, states[4][name])}
+    assert changed == set(), "the body is a convolution and its norm, both frozen"
+    with pytest.raises(UnknownNameError, match="unknown module to freeze 'conv9'"):
+        learn(config(data, "replay", frozen_until="conv9"), tmp_path / "other")
+
+
+def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
+    learn(config(data), tmp_path / "run")
+    assert learn(config(data), tmp_path / "run").finished
+    with pytest.raises(UsageError, match=r"is of another run \(seed: 0 there, 1 here\)"):
+        learn(config(data, seed=1), tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
+    with pytest.raises(Exception, match="malformed"):
+        read_result(tmp_path / "run")
+
+
+def test_images_are_normalised(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, each, seed in (("train", 6, 0), ("test", 3, 1)):
+        x, y = samples(each, seed)
+        np.savez(folder / f"{name}.npz", features=(40 * x).clip(0, 255).astype(np.uint8), labels=y)
+    built = config(folder, "replay", mean=(0.5,), std=(0.25,), crop=1)
+    assert learn(built, tmp_path / "run").finished
+
+
+def test_upper_bounds_keep_what_they_see(data: Path, tmp_path: Path) -> None:
+    result = learn(config(data, "joint"), tmp_path / "run")
+    assert [step.memory_bytes for step in result.steps] == [classes * TRAIN * 4 * 4 * 36 for classes in (2, 4, 6)]
+
+
+def test_joint_begins_each_step_where_the_first_task_left_it(data: Path, tmp_path: Path) -> None:
+    network = Network(body(), 8)
+    network.grow(2)
+    joint = get_learner("joint")({"anew": True}, network, 0)
+    joint.begin_step(Task(0, 0, 2, ("0", "1")))
+    joint.end_step(Task(0, 0, 2, ("0", "1")), lambda count=None: iter(()))
+    left = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(1)
+    network.grow(4)
+    joint.begin_step(Task(1, 2, 4, ("2", "3")))
+    state = network.state_dict()
+    assert state["head.weight"].shape == (4, 8)
+    for name, value in left.items():
+        assert torch.equal(state[name][: len(value)] if value.ndim else state[name], value), name
+
+    run = config(data, "joint", **{"options.anew": True})
+    whole = learn(run, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        learn(run, tmp_path / "cut", progress=KilledAfter(1))
+    assert [s.confusion for s in learn(run, tmp_path / "cut").steps] == [s.confusion for s in whole.steps]
+    with pytest.raises(ConfigError, match="transfer=true: joint holds on to weights"):
+        learn(config(data, "joint", **{"options.anew": True, "transfer": True}), tmp_path / "transfer")
+
+
+def test_the_oracle_is_kril_with_all_as_it_was(data: Path, tmp_path: Path) -> None:
+    oracle = learn(config(data, "kril-oracle", **{"memory.codec": None}), tmp_path / "oracle")
+    raw = learn(config(data, "kril"), tmp_path / "raw")
+    assert [step.confusion for step in oracle.steps] == [step.confusion for step in raw.steps]
+    with pytest.raises(ConfigError, match="codec=pq, but kril-oracle keeps what it has seen by raw"):
+        learn(config(data, "kril-oracle", **{"memory.codec": "pq"}), tmp_path / "pq")

@@ -1,0 +1,169 @@
+"""Terms of EWC, MAS, GFR, KRIL and of the cross-entropy, against values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from krstore.learning.learners._importance import mean_over_samples, penalty
+from krstore.learning.learners.base import cross_entropy
+from krstore.learning.learners.ewc import EWC
+from krstore.learning.learners.gfr import GFR, apart, gradient_penalty
+from krstore.learning.learners.kril import KRIL, auxiliary_loss
+from krstore.learning.learners.mas import MAS
+from krstore.learning.network import Network
+from krstore.learning.scenario import Task
+from krstore.learning.streams import Batch
+
+
+def two_weights() -> Network:
+    """A network without a body: logits are W x + b of two numbers."""
+    network = Network(nn.Identity(), 2)
+    network.grow(2)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        network.head.bias.zero_()
+    return network
+
+
+X, Y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+
+
+def test_the_fisher_information_is_of_single_samples() -> None:
+    """Gradient of sample i: (p_i - onehot) x_i^T; squared, then averaged, not the other way round."""
+    fisher = mean_over_samples(
+        two_weights(), lambda count=None: iter([(X, Y)]), lambda z, y: nn.functional.cross_entropy(z, y[None]),
+        lambda g: g.square(), None,
+    )  # fmt: skip
+    p1, p2 = torch.softmax(torch.tensor([1.0, 0.0]), 0), torch.softmax(torch.tensor([0.0, 2.0]), 0)
+    target = torch.tensor([1.0, 0.0])
+    expected = (torch.outer(p1 - target, X[0]).square() + torch.outer(p2 - target, X[1]).square()) / 2
+    torch.testing.assert_close(fisher["head.weight"], expected)
+    torch.testing.assert_close(fisher["head.bias"], ((p1 - target).square() + (p2 - target).square()) / 2)
+
+
+def test_mas_takes_the_absolute_gradient_of_the_squared_norm_of_each_sample() -> None:
+    """Of ||W x + b||^2: 2 z x^T. The second sample's bias gradient has the other sign and must not cancel."""
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    omega = mean_over_samples(
+        two_weights(), lambda count=None: iter([(x, Y)]), lambda z, y: z.square().sum(), lambda g: g.abs(), None
+    )
+    torch.testing.assert_close(omega["head.bias"], torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(omega["head.weight"], torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+
+
+def test_penalties_and_how_importances_are_kept() -> None:
+    weights = {"w": torch.tensor([[1.0, 2.0], [3.0, 4.0], [9.0, 9.0]])}
+    anchor, importance = {"w": torch.tensor([[0.0, 2.0], [1.0, 4.0]])}, {"w": torch.tensor([[1.0, 5.0], [0.5, 7.0]])}
+    assert penalty(weights, anchor, importance).item() == 1 * 1 + 0.5 * 4
+    task = Task(1, 3, 4, (9,))
+    for learner, expected in ((EWC({"clamp": 0.4}, two_weights(), 0), 0.75), (MAS({}, two_weights(), 0), 1.0)):
+        measured = learner.importance(task, lambda count=None: iter([(X, Y)]))
+        learner.load_state({name: torch.ones_like(value) for name, value in measured.items()})
+        again = learner.importance(task, lambda count=None: iter([(X, Y)]))
+        own = 0.25 if learner.name == "ewc" else 1.0
+        torch.testing.assert_close(
+            again["head.weight"], expected + own * measured["head.weight"] / (0.25 if own < 1 else 1)
+        )
+    assert EWC({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 15
+    assert MAS({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 30
+    ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda count=None: iter([(X, Y)]))
+    assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
+
+
+def test_a_cross_entropy_over_new_classes_leaves_old_ones_alone() -> None:
+    logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 1.0]])
+    y = torch.tensor([1, 2])
+    expected = nn.functional.cross_entropy(logits[:, 1:], y - 1)
+    torch.testing.assert_close(cross_entropy(logits, y, 1, "new"), expected)
+    torch.testing.assert_close(cross_entropy(logits, y, 1, "all"), nn.functional.cross_entropy(logits, y))
+    mixed = torch.tensor([0, 2])
+    torch.testing.assert_close(cross_entropy(logits, mixed, 1, "new"), nn.functional.cross_entropy(logits, mixed))
+
+
+def test_the_auxiliary_loss_is_a_mean_of_squared_distances() -> None:
+    assert auxiliary_loss(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])).item() == 15
+
+
+def test_kril_teaches_only_what_is_recited_and_slows_the_body_down() -> None:
+    network = Network(nn.Linear(2, 2), 2)
+    network.grow(3)
+    learner = KRIL({"auxiliary": 3.0}, network, 0)
+    learner.begin_step(Task(1, 2, 3, (0,)))
+    before = network.body(X).detach()
+    with torch.no_grad():
+        network.body.bias += torch.tensor([0.0, 2.0])  # type: ignore[operator]
+    x = torch.cat([X, 5 * X])
+    batch = Batch(x, torch.tensor([0, 1, 2, 2]), torch.tensor([True, True, False, False]))
+    terms = learner.losses(batch)
+    assert terms["aux"].item() == pytest.approx(3 * 4)
+    torch.testing.assert_close(terms["ce"], nn.functional.cross_entropy(network(x), batch.y))
+    torch.testing.assert_close(before + torch.tensor([0.0, 2.0]), network.body(X).detach())
+    groups = learner.parameter_groups(Task(1, 2, 3, (0,)))
+    assert [group.get("rate", 1.0) for group in groups] == [0.05, 1.0]
+    assert [group.get("rate", 1.0) for group in learner.parameter_groups(Task(0, 0, 2, (0, 1)))] == [1.0, 1.0]
+    learner.begin_step(Task(0, 0, 2, (0, 1)))
+    assert "aux" not in learner.losses(batch)
+
+
+def test_the_gradient_penalty_of_a_linear_critic() -> None:
+    """Its gradient is the same everywhere: (||w|| - 1)^2."""
+    weight = torch.tensor([3.0, 4.0])
+    critic = LinearCritic(weight)
+    assert gradient_penalty(critic, torch.randn(5, 2), torch.randn(5, 2), torch.zeros(5)).item() == pytest.approx(16)
+
+
+class LinearCritic(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def test_gfr_weighs_its_terms_by_the_old_classes_of_each_new_one() -> None:
+    network = Network(nn.Linear(2, 2), 2)
+    network.grow(2)
+    learner = GFR({"epochs": 1, "hidden": 4, "replayed": 6, "distillation": 0.5}, network, 0)
+    learner.begin_step(Task(0, 0, 2, (0, 1)))
+    batch = Batch(X, torch.tensor([0, 1]), torch.tensor([False, False]))
+    assert learner.losses(batch).keys() == {"ce"}
+    learner.end_step(Task(0, 0, 2, (0, 1)), lambda count=None: iter([(X, torch.tensor([0, 1]))]))
+    network.grow(3)
+    learner.begin_step(Task(1, 2, 3, (2,)))
+    before = network.body(X).detach()
+    with torch.no_grad():
+        network.body.bias += torch.tensor([3.0, 0.0])  # type: ignore[operator]
+    batch = Batch(X, torch.tensor([2, 2]), torch.tensor([False, False]))
+    torch.manual_seed(0)
+    terms = learner.losses(batch)
+    k = 2.0
+    assert terms["distillation"].item() == pytest.approx(0.5 * k * np.sqrt(2 * 9), rel=1e-5)
+    torch.testing.assert_close(terms["ce"], nn.functional.cross_entropy(network(X), batch.y) / (k + 1))
+    torch.manual_seed(0)
+    features, labels = learner._generated(6, X.device)
+    assert labels.max() < 2
+    expected = k * nn.functional.cross_entropy(network.head(features), labels) / (k + 1)
+    torch.testing.assert_close(terms["replay"], expected)
+    learner.train_mode()
+    assert not network.training
+    state = {name: value.clone() for name, value in learner.state().items()}
+    again = GFR({"epochs": 1, "hidden": 4}, network, 0)
+    again.load_state(state)
+    assert all(torch.equal(state[name], value) for name, value in again.state().items())
+    assert before.shape == (2, 2)
+
+
+def test_the_classifier_keeps_what_it_has_when_it_grows() -> None:
+    network = two_weights()
+    before = network(X).detach()
+    network.grow(5)
+    torch.testing.assert_close(network(X)[:, :2], before)
+    assert network(X).shape == (2, 5)
+
+
+def test_a_generator_stays_near_an_earlier_one() -> None:
+    assert apart(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])).item() == 1 + 4 + 9

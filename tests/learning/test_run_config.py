@@ -1,0 +1,81 @@
+"""Options of a run: presets, files and settings, and what contradicts itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.learning.config import build_run_config
+from krstore.learning.learners import LEARNERS, get_learner
+
+
+def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('order = "icarl"\n[training]\nepochs = 7\nlearning_rate = 0.3\n')
+    built = build_run_config("kril", {"data": "x", "training.epochs": "9"}, preset="paper", file=file)
+    assert (built.order, built.training.epochs, built.training.learning_rate) == ("icarl", 9, 0.3)
+    assert built.training.milestones == built.base_training.milestones == (80, 120)
+    assert (built.memory.codec, built.memory.preset, built.memory.update) == ("krnet", "paper-cifar", "double")
+    assert built.memory.through_codec is False
+    other = build_run_config("kril", {"data": "x", "memory.codec": "raw"}, preset="fast")
+    assert (other.memory.ratio, other.memory.preset) == (None, None)
+    assert build_run_config("kril", {"data": "x"}, preset="fast").memory.ratio == 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"epoch": 3}, ConfigError, "unknown field `epoch`"),
+        ({"training.epochs": "many"}, ConfigError, "training.epochs: Expected `int`"),
+        ({"base": -1}, ConfigError, "base: Expected `int` >= 0"),
+        ({"preset": "quick"}, UnknownNameError, "unknown preset 'quick'"),
+        ({"file": "nothing.toml"}, UsageError, "nothing.toml cannot be read"),
+    ],
+)
+def test_options_that_are_wrong(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    own = {name: settings.pop(name) for name in ("preset", "file") if name in settings}
+    with pytest.raises(error, match=message):
+        build_run_config("kril", {"data": "x", **settings}, **own)
+
+
+def test_every_learner_is_registered_under_its_name() -> None:
+    for name in LEARNERS:
+        learner = get_learner(name)
+        assert learner.name == name
+        assert learner.summary
+    with pytest.raises(UnknownNameError, match="Did you mean 'kril'"):
+        get_learner("krill")
+
+
+def test_a_rate_takes_the_place_of_the_presets() -> None:
+    memory = build_run_config("kril", {"data": "x", "memory.budget": 5_000_000}, preset="fast").memory
+    assert (memory.codec, memory.preset, memory.ratio, memory.budget) == ("transform", "fast", None, 5_000_000)
+
+
+def test_what_is_trained_alone_is_not_trained_in_a_methods_own_way() -> None:
+    for method, rate in (("icarl", 0.05), ("m2kd", 0.05), ("lwf-mc", 0.05)):
+        built = build_run_config(method, {"data": "x", "alone": True}, preset="small")
+        assert built.training.learning_rate == 2.0
+        assert built.alone_training is not None
+        assert built.alone_training.learning_rate == rate
+    assert build_run_config("lucir", {"data": "x"}, preset="small").alone_training is None
+
+
+def test_a_memory_that_is_no_table_is_refused() -> None:
+    with pytest.raises(ConfigError, match="memory: Expected `object`, got `int`"):
+        build_run_config("der", {"data": "x", "memory": 3}, preset="small")
+
+
+def test_a_budget_takes_the_place_of_the_presets_count_where_the_codec_is_lossless() -> None:
+    for codec, count in (("webp_lossless", None), ("webp", 20), (None, None)):
+        built = build_run_config("lucir", {"data": "x", "memory.codec": codec, "memory.budget": 9}, preset="small")
+        assert (built.memory.per_class, built.memory.exemplars) == (count, "herding")
+
+
+def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 5\n")
+    assert build_run_config("kril", {"data": "x", "seed": None}, file=file).seed == 5
