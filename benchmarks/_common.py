@@ -162,7 +162,7 @@ def machine() -> dict[str, Any]:
 
 def main(name: str, description: str | None, measure: Callable[[Run], dict[str, Any]]) -> None:
     """Run a benchmark from the command line: measure, write the JSON, print the table."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser = argparse.ArgumentParser(description=description)
     default = os.environ.get("KRSTORE_DATA")
     parser.add_argument(
         "--data", type=Path, default=default and Path(default),

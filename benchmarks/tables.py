@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from benchmarks import learning_tables
+from benchmarks.incremental import learning_tables
 from benchmarks.markdown import Document, archive, footer, table
 
 __all__ = ["TABLES"]

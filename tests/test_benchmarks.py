@@ -43,7 +43,8 @@ def benchmark(name: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 def tiny(name: str, folder: Path, *arguments: object) -> Any:
     """Run a benchmark in this process, as its command would."""
-    module, output, shown = importlib.import_module(f"benchmarks.{name}"), folder / f"{name}.json", io.StringIO()
+    module, name = importlib.import_module(f"benchmarks.{name}"), name.rpartition(".")[2]
+    output, shown = folder / f"{name}.json", io.StringIO()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KRSTORE_")}
     with (
         patch.object(sys, "argv", [name, "--size", "tiny", "-o", str(output), *map(str, arguments)]),
@@ -72,7 +73,7 @@ def test_replay(tmp_path: Path) -> None:
 
 
 def test_generations(tmp_path: Path) -> None:
-    document = tiny("generations", tmp_path)
+    document = tiny("incremental.generations", tmp_path)
     merged, appended = document["rows"]
     assert len(merged["nmse"]) == len(merged["bytes"]) == len(appended["nmse"]) == 3
     assert merged["nmse"] == sorted(merged["nmse"])
@@ -81,81 +82,81 @@ def test_generations(tmp_path: Path) -> None:
 
 
 def test_learning(tmp_path: Path) -> None:
-    document = tiny("learning", tmp_path)
+    document = tiny("incremental.learning", tmp_path)
     (row,) = document["rows"]
     assert (row["name"], row["classes"], len(row["accuracy"]), row["bytes"]) == ("finetune", [1, 2, 3], 3, 0)
 
 
 def test_budgets(tmp_path: Path) -> None:
-    (row,) = tiny("budgets", tmp_path)["rows"]
+    (row,) = tiny("incremental.budgets", tmp_path)["rows"]
     assert (row["name"], row["seed"], len(row["accuracy"])) == ("kril, transform", 0, 3)
     assert 4_000 < row["bytes"] <= 12_000
 
 
 def test_exemplars(tmp_path: Path) -> None:
-    (row,) = tiny("exemplars", tmp_path)["rows"]
+    (row,) = tiny("incremental.exemplars", tmp_path)["rows"]
     assert (row["method"], row["selection"], row["adjust"]) == ("lucir", "mnemonics", True)
     assert (row["classes"], len(row["accuracy"])) == ([1, 2, 3], 3)
     assert row["bytes"] > 0
 
 
 def test_mnemonics(tmp_path: Path) -> None:
-    random, trained = tiny("mnemonics", tmp_path)["rows"]
+    random, trained = tiny("incremental.mnemonics", tmp_path)["rows"]
     assert (random["rate"], random["moved"]) == (None, 0)
     assert trained["rate"] > 0
 
 
 def test_compressed(tmp_path: Path) -> None:
-    document = tiny("compressed", tmp_path)
+    document = tiny("incremental.compressed", tmp_path)
     (row,) = document["rows"]
     assert (row["name"], row["seed"]) == ("replay, herding, lossless", 0)
     assert 0.5 * document["budget"] < row["bytes"] <= document["budget"]
 
 
 def test_equal_memory(tmp_path: Path) -> None:
-    reached, beyond = tiny("equal_memory", tmp_path)["rows"]
+    reached, beyond = tiny("incremental.equal_memory", tmp_path)["rows"]
     assert (reached["name"], reached["budget"], reached["seed"]) == ("replay", 20_000, 0)
     assert reached["bytes"] + reached["network_bytes"][-1] <= 20_000
     assert "der" in beyond["unreachable"]
 
 
 def test_learners(tmp_path: Path) -> None:
-    (row,) = tiny("learners", tmp_path)["rows"]
+    (row,) = tiny("incremental.learners", tmp_path)["rows"]
     assert (row["name"], row["seed"]) == ("finetune", 0)
     assert -1 <= row["representation_forward_transfer"] <= 1
 
 
 def test_every_learner_and_codec_is_measured_and_told_of() -> None:
-    assert set(importlib.import_module("benchmarks.learners").CASES) == set(LEARNERS)
+    assert set(importlib.import_module("benchmarks.incremental.learners").CASES) == set(LEARNERS)
     assert set(overview.LEARNERS) == set(LEARNERS)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(overview.CODECS) == set(project["entry-points"]["krstore.codecs"])
 
 
 def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:
-    document = tiny("equal_memory", tmp_path, "--only", "^der")
+    document = tiny("incremental.equal_memory", tmp_path, "--only", "^der")
     assert [row["name"] for row in document["rows"]] == ["der"]
     other = tmp_path / "other.json"
     replay = {"name": "replay", "budget": 20_000, "seed": 0, "last": 0.5, "average_incremental": 0.6}
     other.write_text(json.dumps({"rows": [replay]}))
-    joined = tiny("equal_memory", tmp_path, "--resume", other)
+    joined = tiny("incremental.equal_memory", tmp_path, "--resume", other)
     assert joined["rows"] == [replay, *document["rows"]]
 
 
 def test_twenty_steps(tmp_path: Path) -> None:
-    document = tiny("twenty_steps", tmp_path)
+    document = tiny("incremental.twenty_steps", tmp_path)
     (row,) = document["rows"]
     assert (row["name"], len(row["accuracy"])) == ("replay", 3)
     assert row["bytes"] + row["network_bytes"][-1] <= document["budget"]
 
 
 def test_growing(tmp_path: Path) -> None:
-    (row,) = tiny("growing", tmp_path)["rows"]
+    (row,) = tiny("incremental.growing", tmp_path)["rows"]
     assert (row["name"], row["seed"], len(row["network_bytes"])) == ("finetune", 0, 3)
 
 
 def test_packnet(tmp_path: Path) -> None:
-    document = tiny("packnet", tmp_path)
+    document = tiny("incremental.packnet", tmp_path)
     sizes = {row["name"]: row["bytes"] for row in document["rows"]}
     assert document["steps"] == 3
     assert sizes["packnet, the first step alone"] < sizes["packnet"] < sizes["safetensors"] / 2

@@ -12,8 +12,8 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
-from benchmarks.runs import figures, resumed
+from benchmarks.incremental.exemplars import images
+from benchmarks.incremental.runs import figures, resumed
 from krstore.backbones import resnet8
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset

@@ -12,7 +12,7 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.runs import figures, resumed
+from benchmarks.incremental.runs import figures, resumed
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset
 from krstore.testing import example_source

@@ -1,6 +1,6 @@
 """Quality against number: what one byte budget of memory is best spent on, on small images.
 
-Data and tasks are those of `benchmarks.exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
+Data and tasks are those of `exemplars`, at the preset `small`, without weight transfer and fine-tuning. The
 budget is what some twenty lossless images of each class take. Against as many of them as fit, for iCaRL, LUCIR and
 plain replay: three times as many through lossy codecs, new samples through them too or as they are; and all images of
 all classes through transform, for replay and KRIL. Fine-tuning without a memory, and learning from all samples, are the
@@ -13,8 +13,8 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
-from benchmarks.runs import on_small_images, resumed
+from benchmarks.incremental.exemplars import images
+from benchmarks.incremental.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 BUDGET = 240_000

@@ -1,6 +1,6 @@
 """Methods that keep networks, or let theirs grow: what they learn, and what the networks take, on small images.
 
-Data as of `benchmarks.exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD
+Data as of `exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD
 with and without pruning, LwF-MC, fine-tuning. With twenty exemplars a class, ten classes and then five tasks of two,
 and fine-tuning on the balanced exemplars for all: DER with and without pruning and without its auxiliary loss, MEMO,
 MEMO-2, MEMO with what its authors' code adds, iCaRL.
@@ -12,8 +12,8 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
-from benchmarks.runs import on_small_images, resumed
+from benchmarks.incremental.exemplars import images
+from benchmarks.incremental.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 ALONE: dict[str, Any] = {"base": 0, "steps": 5, "base_training.epochs": 30, "training.epochs": 30}

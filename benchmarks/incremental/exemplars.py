@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import Run, main
-from benchmarks.runs import figures, resumed
+from benchmarks.incremental.runs import figures, resumed
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset, open_dataset
 from krstore.testing import ArraySource

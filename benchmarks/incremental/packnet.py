@@ -2,7 +2,7 @@
 
 Those of a run of M2KD that is trained for it: `krstore learn m2kd --preset small` in ten steps of two classes, on
 ResNet-32; by packnet_quantised too, with what the last network is then worth. `--data` is that of
-`benchmarks.exemplars`.
+`exemplars`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zstandard
 from safetensors.numpy import save
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
+from benchmarks.incremental.exemplars import images
 from krstore.inputs import Inputs
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import Dataset

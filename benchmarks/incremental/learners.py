@@ -1,6 +1,6 @@
 """Learners: every method on one protocol, with backward and forward transfer, of predictions and of representations.
 
-Data and tasks are those of `benchmarks.exemplars`, at the preset `small` as it is. Beside each run a network of random
+Data and tasks are those of `exemplars`, at the preset `small` as it is. Beside each run a network of random
 weights learns each task alone, from what the method sees (forward transfer), and after each step a linear classifier of
 the embeddings is fitted to training samples of all classes seen (transfer of representations).
 """
@@ -11,8 +11,8 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
-from benchmarks.runs import on_small_images, resumed
+from benchmarks.incremental.exemplars import images
+from benchmarks.incremental.runs import on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 MEASURED = {"alone": True, "probe": True}

@@ -1,6 +1,6 @@
 """What exemplars gain from being trained (mnemonics), by their rate: before any incremental step.
 
-`--data` as for `benchmarks.exemplars`. A ResNet-8 learns the first ten classes; twenty random exemplars of each are
+`--data` as for `exemplars`. A ResNet-8 learns the first ten classes; twenty random exemplars of each are
 trained against it by the codec mnemonics. Then copies of it are trained on the exemplars alone: as the paper's
 temporary network is, for five steps, and as fine-tuning does, for sixty with momentum; and a network of random weights
 is. Told are their losses on the training samples, which is what exemplars are trained for, and their test accuracies.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import krstore
 import krstore.testing
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
+from benchmarks.incremental.exemplars import images
 from krstore.backbones import resnet8
 from krstore.learning.orders import class_order
 from krstore.source import Source, Subset

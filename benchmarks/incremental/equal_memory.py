@@ -1,6 +1,6 @@
 """Equal memory: methods at the same bytes of network, what they keep beside it, and memory together, on small images.
 
-Data and tasks are those of `benchmarks.exemplars`, at the preset `small`. All but KRIL, and replay of all images,
+Data and tasks are those of `exemplars`, at the preset `small`. All but KRIL, and replay of all images,
 fine-tune on the balanced exemplars when a task has been learnt. KRIL keeps images, which pass through the first stages
 again, or their features, which the frozen first stages, counted in the network, have made. Exemplars are lossless and
 fill what the networks leave of the budget, or are as many as said of each class, and lossy: of a codec as exact as the
@@ -13,8 +13,8 @@ import functools
 from typing import Any
 
 from benchmarks._common import Run, main
-from benchmarks.exemplars import images
-from benchmarks.runs import figures, resumed
+from benchmarks.incremental.exemplars import images
+from benchmarks.incremental.runs import figures, resumed
 from krstore.errors import TargetUnreachableError
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset

@@ -1,0 +1,1 @@
+"""Benchmarks of class-incremental learning, and of what it keeps."""
