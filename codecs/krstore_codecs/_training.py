@@ -162,7 +162,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.context, self.network, self.batches, self.loss = config, context, network, batches, loss
         self.quantiser, self.network_bytes = quantiser, network_bytes
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
         self.planned = self.iterations = config.iterations or self._affordable()
         self.decay_from = round(config.constant * self.iterations)
         self._window, self._window_loss, self._last_window_loss = 0, 0.0, math.inf

@@ -16,9 +16,9 @@ __all__ = ["optimiser_of", "schedule_of", "shortened"]
 def optimiser_of(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
     """Return the optimiser of a learner's groups of parameters."""
     if training.optimiser == "adam":
-        return torch.optim.Adam(groups, weight_decay=training.weight_decay)
+        return torch.optim.Adam(groups, weight_decay=training.weight_decay, fused=True)
     return torch.optim.SGD(
-        groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay
+        groups, momentum=training.momentum, nesterov=training.nesterov, weight_decay=training.weight_decay, fused=True
     )
 
 
