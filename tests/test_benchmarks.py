@@ -87,6 +87,11 @@ def test_learning(tmp_path: Path) -> None:
     assert (row["name"], row["classes"], len(row["accuracy"]), row["bytes"]) == ("finetune", [1, 2, 3], 3, 0)
 
 
+def test_ablations(tmp_path: Path) -> None:
+    (row,) = tiny("incremental.ablations", tmp_path)["rows"]
+    assert (row["name"], len(row["accuracy"])) == ("krnet", 3)
+
+
 def test_budgets(tmp_path: Path) -> None:
     (row,) = tiny("incremental.budgets", tmp_path)["rows"]
     assert (row["name"], row["seed"], len(row["accuracy"])) == ("kril, transform", 0, 3)

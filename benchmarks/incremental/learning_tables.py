@@ -79,6 +79,20 @@ def budgets(document: Document) -> str:
     return f"{table(head, cells)}\n\n{said}A dash: not measured.\n\n{footer(document)}"
 
 
+def ablations(document: Document) -> str:
+    """What KRIL learns, task by task, without one of its parts."""
+    cells = [
+        [
+            name, str(len(rows)),
+            *(f"{100 * mean(values):.2f}" for values in zip(*(row["accuracy"] for row in rows), strict=True)),
+        ]
+        for name, rows in _named(document).items()
+    ]  # fmt: skip
+    steps = len(document["rows"][0]["accuracy"])
+    head = ["accuracy, %, after task", "seeds", *map(str, range(steps))]
+    return f"{table(head, cells)}\n\n{footer(document)}"
+
+
 def twenty_steps(document: Document) -> str:
     """What methods learn in twenty steps at equal bytes."""
     cells = [
@@ -198,6 +212,7 @@ def _spread(values: list[float]) -> str:
 
 
 TABLES: dict[str, Callable[[Document], str]] = {
+    "ablations": ablations,
     "budgets": budgets,
     "compressed": compressed,
     "equal_memory": equal_memory,
