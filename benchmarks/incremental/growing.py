@@ -1,9 +1,9 @@
 """Methods that keep networks, or let theirs grow: what they learn, and what the networks take, on small images.
 
-Data as of `exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD
-with and without pruning, LwF-MC, fine-tuning. With twenty exemplars a class, ten classes and then five tasks of two,
-and fine-tuning on the balanced exemplars for all: DER with and without pruning and without its auxiliary loss, MEMO,
-MEMO-2, MEMO with what its authors' code adds, iCaRL.
+Data as of `exemplars`, at the preset `small`. Without exemplars, five equal tasks and thirty epochs: M2KD with and
+without pruning, LwF-MC with and without either of its two additions, fine-tuning. With twenty exemplars a class, ten
+classes and then five tasks of two, and fine-tuning on the balanced exemplars for all: DER with and without pruning and
+without its auxiliary loss, MEMO, MEMO-2, MEMO with what its authors' code adds, iCaRL.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LWF_MC = {"options.pruning": False, "options.multi_model": False, "options.auxil
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", ALONE),
     "lwf-mc": ("m2kd", {**ALONE, **LWF_MC}),
+    "lwf-mc, auxiliary distillation": ("m2kd", {**ALONE, **LWF_MC, "options.auxiliary": 1.0}),
+    "lwf-mc, multi-model distillation": ("m2kd", {**ALONE, **LWF_MC, "options.multi_model": True}),
     "m2kd, no pruning": ("m2kd", {**ALONE, "options.pruning": False}),
     "m2kd": ("m2kd", ALONE),
     "icarl": ("icarl", TUNED),
