@@ -79,3 +79,12 @@ def test_the_seed_may_come_from_a_file(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 5\n")
     assert build_run_config("kril", {"data": "x", "seed": None}, file=file).seed == 5
+
+
+@pytest.mark.parametrize("preset", ["fast", "small"])
+@pytest.mark.parametrize("method", ["icarl", "lwf-mc", "m2kd"])
+def test_shorter_schedules_have_the_papers_rate_and_decay_where_these_go_together(method: str, preset: str) -> None:
+    paper = build_run_config(method, {"data": "x"}, preset="paper")
+    shorter = build_run_config(method, {"data": "x"}, preset=preset)
+    for own, papers in ((shorter.base_training, paper.base_training), (shorter.training, paper.training)):
+        assert (own.learning_rate, own.weight_decay) == (papers.learning_rate, papers.weight_decay)
