@@ -2,8 +2,7 @@
 
 `--data` names a folder with `train.h5` and `test.h5`, features of the ResNet-32's layer `layer3.0` for all of
 CIFAR-100, and `weights.safetensors`, its weights after the first fifty classes of the order `lucir`. Ten tasks of five
-classes follow. Runs are in bfloat16. Methods that keep images learn from those in its folder `images`: `train.h5` and
-`test.h5`, uint8. They pass through the frozen network up to `layer3.0` each time, so that the same layers are trained.
+classes follow. Runs are in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ IMAGES: dict[str, Any] = {
     "images": True, "model": "krstore.backbones:resnet32", "frozen_until": "layer3.0",
     "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761),
 }  # fmt: skip
-HERDED: dict[str, Any] = {**IMAGES, "memory.exemplars": "herding", "memory.per_class": 20}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", {}),
     "ewc": ("ewc", {}),
@@ -33,8 +31,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "kril, pq": ("kril", {"memory.codec": "pq", "memory.ratio": 50}),
     "kril, raw (oracle)": ("kril", {"memory.codec": "raw"}),
     "joint": ("joint", {}),
-    "icarl, 20 images a class": ("icarl", {**HERDED, "model_args.last_relu": False}),
-    "lucir, 20 images a class": ("lucir", {**HERDED, "model_args.last_relu": False}),
 }
 
 __all__ = ["IMAGES", "learnt"]
