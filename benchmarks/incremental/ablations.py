@@ -1,9 +1,9 @@
 """The KRNet paper's ablations: what its losses, its two networks and its frozen layers are worth to KRIL.
 
-Tasks and preset are those of `learning`, data as for `budgets`. Without the auxiliary loss of Eq. 2 (Table III), without that of Eq. 3
-(Table IV), one krnet for all tasks instead of one for the first and one for the rest (Fig. 7): krnet at a ratio of 100,
-400 iterations a fit. More of ResNet-32's layers fixed (Table V): images pass through them once, and every feature is
-kept as it is.
+Tasks and preset are those of `learning`, data as for `budgets`. Without the auxiliary loss of Eq. 2 (Table III);
+without that of Eq. 3 (Table IV); one krnet for all tasks instead of one for the first and one for the rest (Fig. 7):
+krnet at a ratio of 100, 400 iterations a fit. More of ResNet-32's layers fixed (Table V): images pass through them
+once, and every feature is kept as it is.
 """
 
 from __future__ import annotations
