@@ -3,7 +3,8 @@
 `--data` names a folder with `train.h5` and `test.h5`, all of CIFAR-100 at 16x16 (`python -m benchmarks.archives
 halved`). Preset `small`, six epochs a task, in bfloat16. The budget is that of twenty ResNet-8 and of 2,000 lossless
 images that DER has beside them; what others save on networks, they have in images. MEMO has what its authors' code
-adds, an auxiliary loss and aligned weights. DER's classifier is trained anew on its exemplars.
+adds, an auxiliary loss and aligned weights, and, as there, blocks shared by all tasks that learn with each; or that the
+first task alone has trained. DER's classifier is trained anew on its exemplars.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "wa": ("wa", {}),
     "der": ("der", {"finetuning.epochs": 10}),
     "memo": ("memo", AS_RELEASED),
+    "memo, shared blocks of the first step": ("memo", {**AS_RELEASED, "options.train_shared": False}),
     "memo-2": ("memo", {**AS_RELEASED, "options.specialised": 2}),
 }
 TINY = {"steps": 3, "base_training.epochs": 1, "training.epochs": 1}
