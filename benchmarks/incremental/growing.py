@@ -13,11 +13,10 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
-from benchmarks.incremental.runs import on_small_images, resumed
+from benchmarks.incremental.runs import AS_RELEASED, TUNED, on_small_images, resumed
 
 SEEDS = (0, 1, 2)
 ALONE: dict[str, Any] = {"base": 0, "steps": 5, "base_training.epochs": 30, "training.epochs": 30}
-TUNED: dict[str, Any] = {"finetuning.epochs": 20, "finetuning.batch_size": 32, "finetuning.schedule": "cosine"}
 LWF_MC = {"options.pruning": False, "options.multi_model": False, "options.auxiliary": 0.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "finetune": ("finetune", ALONE),
@@ -32,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "der, pruned": ("der", {"options.pruning": True}),
     "memo": ("memo", TUNED),
     "memo-2": ("memo", {**TUNED, "options.specialised": 2}),
-    "memo, auxiliary loss, aligned": ("memo", {**TUNED, "options.auxiliary": 1.0, "options.align": True}),
+    "memo, auxiliary loss, aligned": ("memo", {**TUNED, **AS_RELEASED}),
 }
 
 

@@ -14,7 +14,7 @@ from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
 
-__all__ = ["Rows", "figures", "on_small_images", "resumed"]
+__all__ = ["AS_RELEASED", "TUNED", "Rows", "figures", "on_small_images", "resumed"]
 
 KEPT = (
     "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting",
@@ -24,6 +24,9 @@ OTHERS = (
     "last_cnn", "average_incremental_cnn", "forward_transfer", "representation_backward_transfer",
     "representation_forward_transfer",
 )  # fmt: skip
+
+TUNED: dict[str, Any] = {"finetuning.epochs": 20, "finetuning.batch_size": 32, "finetuning.schedule": "cosine"}
+AS_RELEASED: dict[str, Any] = {"options.auxiliary": 1.0, "options.align": True}  # what MEMO's authors' code adds
 
 Rows = list[dict[str, Any]]
 

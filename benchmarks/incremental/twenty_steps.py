@@ -14,14 +14,13 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
-from benchmarks.incremental.runs import figures, resumed
+from benchmarks.incremental.runs import AS_RELEASED, figures, resumed
 from krstore.backbones import resnet8
 from krstore.learning.config import build_run_config
 from krstore.learning.data import Dataset
 from krstore.learning.network import stored_bytes
 
 STEPS, SHOWN, IMAGE = 20, 2000, 620  # bytes of a lossless image of 16x16, about
-AS_RELEASED = {"options.auxiliary": 1.0, "options.align": True}
 SETTINGS: dict[str, Any] = {
     "data": "given", "device": "cpu", "precision": "bfloat16", "base": 0, "steps": STEPS, "training.epochs": 6,
     "memory.exemplars": "herding",

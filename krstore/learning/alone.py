@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec.structs import replace
 from torch import Tensor, nn
 
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, Training
 from krstore.learning.evaluation import evaluated, probed
 from krstore.learning.feed import Feed
 from krstore.learning.front import cut
 from krstore.learning.learners import get_learner
 from krstore.learning.network import build_network
+from krstore.learning.optimisation import shortened
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Stream
 from krstore.learning.training import Trainer
 
-__all__ = ["Alone", "learn_alone"]
+__all__ = ["Alone", "learn_alone", "training_alone"]
 
 
 class Alone(NamedTuple):
@@ -24,6 +26,12 @@ class Alone(NamedTuple):
 
     accuracy: float
     probed: float | None = None
+
+
+def training_alone(config: RunConfig) -> Training:
+    """Return how it is trained: in as many epochs as the method trains a task for."""
+    own = config.alone_training or config.training
+    return replace(shortened(own, config.training.epochs / own.epochs), epochs=config.training.epochs)
 
 
 def learn_alone(
@@ -48,8 +56,7 @@ def learn_alone(
     network.grow(task.stop)
     learner = get_learner("finetune")({"logits": "all"}, network, config.seed)
     learner.begin_step(task)
-    training = config.alone_training or config.training
-    trainer.train(learner, task, training, stream, f"step {task.number}, alone")
+    trainer.train(learner, task, training_alone(config), stream, f"step {task.number}, alone")
     tasks = feed.scenario.tasks[: task.number + 1]
     accuracy = evaluated(learner, feed.test(task), tasks)["by_task"][-1]
     found = probed(network.body, feed.seen(task), feed.test(task), tasks)[-1] if config.probe else None

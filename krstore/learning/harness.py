@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from krstore.errors import UsageError
 from krstore.learning.agreement import agreed_memory
-from krstore.learning.alone import Alone, learn_alone
+from krstore.learning.alone import Alone, learn_alone, training_alone
 from krstore.learning.blocks import Blocks, read_analysis, write_analysis
 from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
@@ -239,9 +239,9 @@ class _Run:
         write_analysis(self.folder, {**read_analysis(self.folder), task.number: found})
 
     def _learn_alone(self, task: Task, new: Subset) -> Alone:
-        training = self.config.alone_training or self.config.training
+        batch_size = training_alone(self.config).batch_size
         with torch.random.fork_rng():
-            stream, _ = self.feed.stream(task, new, self.learner, self.recall, training.batch_size)
+            stream, _ = self.feed.stream(task, new, self.learner, self.recall, batch_size)
             return learn_alone(self.config, self.feed, self.trainer, task, stream, self._example, self.front)
 
     def _finish(self, task: Task) -> None:

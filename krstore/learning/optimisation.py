@@ -34,6 +34,6 @@ def schedule_of(
 
 
 def shortened(training: Training, share: float) -> Training:
-    """Return the same schedule in a share of the epochs."""
+    """Return the same schedule in a share of the epochs, or in more of them."""
     milestones = tuple(round(share * epoch) for epoch in training.milestones)
     return msgspec.structs.replace(training, epochs=math.ceil(share * training.epochs), milestones=milestones)

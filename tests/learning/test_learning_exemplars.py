@@ -22,7 +22,7 @@ from krstore.learning.learners._distillation import distillation
 from krstore.learning.learners._nearest import exemplar_means
 from krstore.learning.learners.base import Learner
 from krstore.learning.learners.bic import corrected, fit_bias
-from krstore.learning.learners.icarl import binary_loss
+from krstore.learning.learners.icarl import balanced_loss, binary_loss
 from krstore.learning.learners.lucir import less_forget, margin_ranking
 from krstore.learning.learners.wa import aligned
 from krstore.learning.network import CosineHead, Network
@@ -512,3 +512,9 @@ def test_presets_name_exemplars_where_the_paper_has_them(method: str, preset: st
     memory = build_run_config(method, {"data": "x"}, preset=preset).memory
     assert memory.asked_for == (not method.startswith("lwf"))
     assert memory.codec is None
+
+
+def test_balanced_exemplars_have_a_loss_of_the_size_of_a_cross_entropy() -> None:
+    logits, y = torch.tensor([[0.0, 1.0, -1.0]]), torch.tensor([1])
+    expected = math.log(2) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-1))
+    assert float(balanced_loss(logits, y)) == pytest.approx(expected)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.learning.alone import training_alone
 from krstore.learning.config import build_run_config
 from krstore.learning.learners import LEARNERS, get_learner
 
@@ -62,6 +63,14 @@ def test_what_is_trained_alone_is_not_trained_in_a_methods_own_way() -> None:
         assert built.alone_training is not None
         assert built.alone_training.learning_rate == rate
     assert build_run_config("lucir", {"data": "x"}, preset="small").alone_training is None
+
+
+@pytest.mark.parametrize(("method", "epochs"), [("der", 20), ("m2kd", 30), ("lucir", 10)])
+def test_what_is_trained_alone_has_the_methods_epochs(method: str, epochs: int) -> None:
+    assert training_alone(build_run_config(method, {"data": "x"}, preset="small")).epochs == epochs
+    schedule = {"epochs": 6, "milestones": (3, 5)}
+    built = build_run_config(method, {"data": "x", "training.epochs": 12, "alone_training": schedule}, preset="small")
+    assert (training_alone(built).epochs, training_alone(built).milestones) == (12, (6, 10))
 
 
 def test_a_memory_that_is_no_table_is_refused() -> None:

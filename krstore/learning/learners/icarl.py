@@ -19,7 +19,7 @@ from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners.base import LearnerConfig
 from krstore.learning.streams import Batch
 
-__all__ = ["ICaRL", "ICaRLConfig", "binary_loss"]
+__all__ = ["ICaRL", "ICaRLConfig", "balanced_loss", "binary_loss"]
 
 
 class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -63,8 +63,16 @@ class ICaRL(NearestMeanLearner, DistillingLearner):
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of the kind asked for, without a teacher."""
         if self.config.loss == "bce":
-            return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
+            return {"bce": balanced_loss(self.network(batch.x), batch.y)}
         return super().exemplar_losses(batch)
+
+
+def balanced_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the binary cross-entropy of balanced exemplars' logits (B, C): summed over classes, mean over samples.
+
+    Fine-tuning has one rate for all methods, that of a cross-entropy.
+    """
+    return logits.shape[1] * binary_loss(logits, y, None)
 
 
 def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ from krstore.errors import UnknownNameError, UsageError
 from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
-from krstore.learning.learners.icarl import binary_loss
+from krstore.learning.learners.icarl import balanced_loss, binary_loss
 from krstore.learning.network import Network, carry_over
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
@@ -142,7 +142,7 @@ class M2KD(NearestMeanLearner):
 
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the binary cross-entropy without teachers."""
-        return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
+        return {"bce": balanced_loss(self.network(batch.x), batch.y)}
 
     def held(self) -> dict[str, int]:
         """Return the bytes of all networks but the last: what they add to a store of packnet, or each by itself."""
