@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from learning_runs import body, config
+from learning_runs import KilledAfter, body, config
 from torch import nn
 
 from krstore.errors import ConfigError, UnknownNameError
 from krstore.learning.harness import learn
 from krstore.learning.learners import m2kd
 from krstore.learning.learners._pruning import FREE, Masks
-from krstore.learning.learners.m2kd import M2KD, _Branched, auxiliary_loss
+from krstore.learning.learners.m2kd import M2KD, Branched, auxiliary_loss
 from krstore.learning.network import Network
 from krstore.learning.results import RunResult
 from krstore.learning.streams import Batch
@@ -55,9 +55,9 @@ def test_each_earlier_network_teaches_its_own_classes(monkeypatch: pytest.Monkey
     own = Network(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU()), 3)
     learner = M2KD({"layer": "1", "auxiliary": 0.7}, own, 0)
     own.grow(3)
-    learner._teachers = [Said(0.4), Said(-3.0, 1.1)]  # type: ignore[list-item]
+    learner._stops, learner._teachers = [1, 2], {0: Said(0.4), 1: Said(-3.0, 1.1)}  # type: ignore[dict-item]
     logits, branch = torch.tensor([[0.3, -0.2, 0.8]]), torch.tensor([[0.1, 0.6, -0.5]])
-    monkeypatch.setattr(_Branched, "__call__", lambda self, x: (logits, branch))
+    monkeypatch.setattr(Branched, "__call__", lambda self, x: (logits, branch))
     terms = learner.losses(Batch(torch.zeros(1, 4), torch.tensor([2]), torch.zeros(1, dtype=torch.bool), 0.0))
 
     def term(logit: float, wanted: float) -> float:
@@ -109,7 +109,7 @@ class Watched(M2KD):
             with torch.no_grad():
                 self.said.append(self.network(x)[:, : task.first])
         super().begin_step(task)
-        for teacher, said in zip(self._teachers, self.said, strict=True):
+        for teacher, said in zip(self._teachers.values(), self.said, strict=True):
             torch.testing.assert_close(teacher(x)[0], said, rtol=0, atol=1e-6)
 
 
@@ -129,6 +129,20 @@ def test_earlier_networks_come_back_as_they_were(
     assert held == sorted(held)
     assert held[0] < held[1] < held[2]
     assert ("nme" in result.steps[-1].other_accuracy) == ("memory.per_class" in settings)
+
+
+@pytest.mark.parametrize("settings", [{"options.multi_model": False}, {"options.skip": 1}])
+def test_networks_that_teach_no_more_are_not_kept(data: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    settings = {"memory.codec": None, "options.pruning": False, **settings}
+    whole = run(data, tmp_path / "run", **settings)
+    snapshots = [step.held_bytes["snapshots"] for step in whole.steps]
+    everyone = run(data, tmp_path / "all", **{**settings, "options.multi_model": True, "options.skip": 0})
+    every = [step.held_bytes["snapshots"] for step in everyone.steps]
+    assert snapshots == ([0, 0, 0] if "options.multi_model" in settings else [0, 0, every[2] - every[1]])
+    with pytest.raises(KeyboardInterrupt):
+        learn(config(data, "m2kd", **{"options.layer": "2", **settings}), tmp_path / "cut", progress=KilledAfter(1))
+    again = run(data, tmp_path / "cut", **settings)
+    assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
 
 
 def test_a_run_that_is_interrupted_ends_as_if_it_had_not_been(
@@ -158,12 +172,13 @@ def teachers_asked(made: M2KD, groups: int) -> list[int]:
 
     class Teacher:
         def __init__(self, number: int) -> None:
-            self.number, self.network = number, type("Network", (), {"classes": number + 1})
+            self.number = number
 
         def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
             return torch.full((1, self.number + 1), float(self.number)), None
 
-    made._teachers = [Teacher(number) for number in range(groups)]  # type: ignore[misc]
+    made._stops = list(range(1, groups + 1))
+    made._teachers = {number: Teacher(number) for number in set(made._asked(groups))}  # type: ignore[misc]
     taught, _ = made._taught(torch.zeros(1))
     assert taught is not None
     return [int(value) for value in taught[0]]

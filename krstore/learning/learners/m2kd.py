@@ -28,11 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from krstore.errors import UnknownNameError, UsageError
+from krstore.learning.learners._branched import Branched, grown, intermediate, linear
 from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
 from krstore.learning.learners.icarl import balanced_loss, binary_loss
-from krstore.learning.network import Network, carry_over
+from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.snapshots import HeldStates, State
@@ -92,17 +93,21 @@ class M2KD(NearestMeanLearner):
         self._task = Task(0, 0, 0, ())
         self._masks = Masks(network.body)
         self._branch: nn.Linear | None = None
-        self._own: list[dict[str, Tensor]] = []
-        self._teachers: list[_Branched] = []
+        self._stops: list[int] = []
+        self._own: dict[int, dict[str, Tensor]] = {}
+        self._teachers: dict[int, Branched] = {}
 
     def begin_step(self, task: Task) -> None:
         """Keep what the last step has of its own, and make all earlier networks again."""
         if task.number == FREE:
             raise UsageError(f"m2kd: more than {FREE} steps")
         self._task = task
-        if task.number > len(self._own):
-            self._own.append(self._current(task.first))
-        self._teachers = [self._teacher(own, step) for step, own in enumerate(self._own)]
+        if task.number > len(self._stops):
+            self._own = self._lasting()
+            self._own[len(self._stops)] = self._current(task.first)
+            self._stops.append(task.first)
+        teaching = set(self._asked(len(self._stops)))
+        self._teachers = {step: self._teacher(own, step) for step, own in self._own.items() if step in teaching}
         if self.config.pruning:
             self._masks.begin()
 
@@ -110,8 +115,8 @@ class M2KD(NearestMeanLearner):
         """Give the auxiliary classifier the new classes."""
         if self.config.auxiliary:
             x, _ = next(samples(1))
-            width = _intermediate(self.network.eval(), self.config.layer, x)[1].shape[1]
-            self._branch = _grown(self._branch, width, task.stop, x.device)
+            width = intermediate(self.network.eval(), self.config.layer, x)[1].shape[1]
+            self._branch = grown(self._branch, width, task.stop, x.device)
 
     def parameter_groups(self, task: Task) -> list[dict[str, Any]]:
         """Return the network and the auxiliary classifier."""
@@ -120,7 +125,7 @@ class M2KD(NearestMeanLearner):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return L_MMD and lambda L_AD."""
-        logits, own = _Branched(self.network, self._branch, self.config.layer)(batch.x)
+        logits, own = Branched(self.network, self._branch, self.config.layer)(batch.x)
         taught, taught_own = self._taught(batch.x)
         terms = {"mmd": binary_loss(logits, batch.y, taught)}
         if own is not None:
@@ -149,19 +154,20 @@ class M2KD(NearestMeanLearner):
         branch = [] if self._branch is None else list(self._branch.parameters())
         own_bytes = {} if self._branch is None else {"auxiliary": sum(tensor.nbytes for tensor in branch)}
         if not self.config.pruning:
-            return {"snapshots": sum(tensor.nbytes for own in self._own for tensor in own.values()), **own_bytes}
+            kept = [tensor for own in self._lasting().values() for tensor in own.values()]
+            return {"snapshots": sum(tensor.nbytes for tensor in kept), **own_bytes}
         states = self.states()
         return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:]), **own_bytes}
 
     def states(self) -> list[State]:
-        """Return the network after each step, the last one without its auxiliary classifier."""
+        """Return the network after each step of those that are kept, the last one without its auxiliary classifier."""
         last = {n: v for n, v in self._current(self.network.classes).items() if not n.startswith("auxiliary.")}
         shared = [
             {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
-            for step in range(len(self._own) + 1 if self.config.pruning else 0)
+            for step in range(len(self._stops) + 1 if self.config.pruning else 0)
         ]
         parts: Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]
-        parts = itertools.zip_longest(shared, [*self._own, last], fillvalue={})
+        parts = itertools.zip_longest(shared, [*self._own.values(), last], fillvalue={})
         return [{name: as_array(tensor) for name, tensor in {**one, **own}.items()} for one, own in parts]
 
     def final_bytes(self, tasks: int, classes: int) -> int:
@@ -170,11 +176,14 @@ class M2KD(NearestMeanLearner):
         network = super().final_bytes(tasks, classes) - sum(self.held().values())
         shared = sum(4 * index.numel() for index in self._masks.index.values()) if self.config.pruning else 0
         steps = math.ceil(shared / 4 * math.log2(tasks + 1) / 8)
-        return network + branch + steps + (tasks - 1) * (network - shared + branch + OVERHEAD)
+        earlier = tasks - 1 if self.config.pruning else len({*self._asked(tasks)} - {tasks - 1})
+        return network + branch + steps + earlier * (network - shared + branch + OVERHEAD)
 
     def state(self) -> dict[str, Tensor]:
         """Return the earlier networks' own arrays, the weights' steps, and the auxiliary classifier."""
-        kept = {f"own{step}/{name}": value for step, own in enumerate(self._own) for name, value in own.items()}
+        lasting = self._lasting()
+        kept = {f"own{step}/{name}": value for step, own in lasting.items() for name, value in own.items()}
+        kept["stops"] = torch.tensor(self._stops, dtype=torch.int64)
         kept |= {f"index/{name}": index for name, index in self._masks.index.items()}
         kept["pruned"] = torch.tensor(self._masks.pruned)
         if self._branch is not None:
@@ -183,12 +192,23 @@ class M2KD(NearestMeanLearner):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take these up."""
-        steps = {name.partition("/")[0] for name in state if name.startswith("own")}
-        self._own = [_part(state, f"own{step}/") for step in range(len(steps))]
-        self._masks.load(_part(state, "index/"), len(self._own), bool(state["pruned"]))
+        self._stops = state["stops"].tolist()
+        own = {step: _part(state, f"own{step}/") for step in range(len(self._stops))}
+        self._own = {step: part for step, part in own.items() if part}
+        self._masks.load(_part(state, "index/"), len(self._stops), bool(state["pruned"]))
         branch = _part(state, "branch/")
         if branch:
-            self._branch = _linear(branch["weight"], branch["bias"])
+            self._branch = linear(branch["weight"], branch["bias"])
+
+    def _asked(self, steps: int) -> list[int]:
+        """Return who teaches each group of classes, where there are so many earlier networks."""
+        oldest = min(self.config.skip, steps - 1) if self.config.multi_model else steps - 1
+        return [max(group, oldest) for group in range(steps)]
+
+    def _lasting(self) -> dict[int, dict[str, Tensor]]:
+        """Return what is kept of earlier networks: of all where they have one set of weights, or of who will teach."""
+        later = set(self._asked(len(self._stops) + 1))
+        return {step: own for step, own in self._own.items() if self.config.pruning or step in later}
 
     def _current(self, classes: int) -> dict[str, Tensor]:
         """Return what the network's last step has of its own: all that is not handed out step by step."""
@@ -199,51 +219,34 @@ class M2KD(NearestMeanLearner):
             own |= {f"auxiliary.{name}": value.detach().clone() for name, value in self._branch.state_dict().items()}
         return own
 
-    def _teacher(self, own: Mapping[str, Tensor], step: int) -> _Branched:
+    def _teacher(self, own: Mapping[str, Tensor], step: int) -> Branched:
         network = copy.deepcopy(self.network)
         network.forget_classifier()
         network.grow(len(own["head.bias"]))
         branch = None
         if self.config.auxiliary:
-            branch = _linear(own["auxiliary.weight"], own["auxiliary.bias"]).requires_grad_(False)
+            branch = linear(own["auxiliary.weight"], own["auxiliary.bias"]).requires_grad_(False)
         state = {name: value for name, value in own.items() if not name.startswith("auxiliary.")}
         if self.config.pruning:
             state |= {f"body.{name}": weight for name, weight in self._masks.of_step(step).items()}
         network.load_state_dict(state)
         frozen(network)
-        return _Branched(network, branch, self.config.layer)
+        return Branched(network, branch, self.config.layer)
 
     def _taught(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return what the teachers say of the classes that each is to teach, and their auxiliary classifiers."""
         if not self._teachers:
             return None, None
-        last = len(self._teachers) - 1
-        oldest = min(self.config.skip, last) if self.config.multi_model else last
         with torch.no_grad():
-            said = {step: self._teachers[step](x) for step in range(oldest, last + 1)}
+            said = {step: teacher(x) for step, teacher in self._teachers.items()}
         logits, own, first = [], [], 0
-        for group, teacher in enumerate(self._teachers):
-            outputs, branch = said[max(group, oldest)]
-            stop = teacher.network.classes
+        for asked, stop in zip(self._asked(len(self._stops)), self._stops, strict=True):
+            outputs, branch = said[asked]
             logits.append(outputs[:, first:stop])
             if branch is not None:
                 own.append(branch[:, first:stop])
             first = stop
         return torch.cat(logits, 1), torch.cat(own, 1) if own else None
-
-
-class _Branched:
-    """A network with a linear classifier of one of its layers' outputs, averaged over positions."""
-
-    def __init__(self, network: Network, branch: nn.Linear | None, layer: str) -> None:
-        self.network, self._branch, self._layer = network, branch, layer
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the logits (B, C) of both; `None` without a branch."""
-        if self._branch is None:
-            return self.network(x), None
-        logits, pooled = _intermediate(self.network, self._layer, x)
-        return logits, self._branch(pooled)
 
 
 def auxiliary_loss(logits: Tensor, y: Tensor, taught: Tensor | None, classification: float) -> Tensor:
@@ -259,34 +262,6 @@ def auxiliary_loss(logits: Tensor, y: Tensor, taught: Tensor | None, classificat
         kept = F.binary_cross_entropy_with_logits(logits[:, : taught.shape[1]], wanted, reduction="sum")
         total = total + kept / len(logits)
     return total / logits.shape[1]
-
-
-def _intermediate(network: Network, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits, and a layer's output averaged over positions (B, channels)."""
-    seen: list[Tensor] = []
-    hook = network.body.get_submodule(layer).register_forward_hook(lambda module, given, output: seen.append(output))
-    try:
-        logits = network(x)
-    finally:
-        hook.remove()
-    if not seen or not isinstance(seen[0], Tensor) or not 2 <= seen[0].ndim <= 4:
-        raise UsageError(f"options.layer of m2kd: {layer!r} gives no feature maps, tokens or embeddings")
-    positions = {2: (), 3: (1,), 4: (2, 3)}[seen[0].ndim]
-    return logits, seen[0].mean(positions) if positions else seen[0]
-
-
-def _grown(branch: nn.Linear | None, width: int, classes: int, device: torch.device) -> nn.Linear:
-    """Return a classifier of more classes, in which those of the earlier one have their weights."""
-    grown = nn.Linear(width, classes, device=device)
-    if branch is not None:
-        carry_over(branch, grown, branch.out_features)
-    return grown
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-    made.load_state_dict({"weight": weight, "bias": bias})
-    return made
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
