@@ -1,9 +1,9 @@
 """Accuracy against bytes of memory: KRIL with every codec, with fewer raw features, and with images, at equal bytes.
 
-`--data` names a folder as `learning` takes it, with a folder `images` in it: `train.h5` and `test.h5`, all
-of CIFAR-100 as uint8. B50, T = 10, *all* 500 samples of a class, an epoch a task; the budget is that of the memory when
-all 100 classes have come. Images pass through the frozen network up to `layer3.0` each time, so that the same layers
-are trained; they are fewer, and get four epochs.
+`--data` names a folder as `learning` takes it, with a folder `images` in it: `train.h5` and `test.h5`, all of CIFAR-100
+as uint8. B50, T = 10, *all* 500 samples of a class, an epoch a task; the budget is that of the memory when all 100
+classes have come. Images pass through the frozen network up to `layer3.0` each time, so that the same layers are
+trained; they are fewer, and get four epochs.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def build_network(
     if not isinstance(embedded, Tensor) or embedded.ndim != 2:
         shape = tuple(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
         raise UsageError(f"{factory} maps samples to {shape}; expected embeddings (B, D)")
-    body = body.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # convolutions are faster so
+    body.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = Network(body, embedded.shape[1], cosine)
     if weights is not None and not cosine:
         _load_head(network, Path(weights))
