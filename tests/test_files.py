@@ -211,7 +211,7 @@ KILLED = """
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """The target is always one complete store or the other; the next writer clears what the dead left behind."""
     (tmp_path / "here").mkdir()
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "here" / "x.krs"), "40"]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "here" / "x.krs"), "25"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import resource
@@ -105,8 +106,15 @@ def test_five_thousand_stores_held_open(path: Path) -> None:
 @pytest.mark.usefixtures("few_descriptors")
 def test_stores_that_were_read_and_forgotten(path: Path) -> None:
     """Decoder and store refer to each other in circles; the descriptor does not wait for the collector."""
-    for _ in range(600):
-        krstore.open(path).read([0])
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(20):
+            krstore.open(path).read([0])
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    finally:
+        gc.enable()
 
 
 def test_pickles_as_a_path(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -439,7 +439,7 @@ def test_killed_at_any_instant_it_opens_as_before_or_after(tmp_path: Path) -> No
     paths = [raw_store(tmp_path, number) for number in (1, 2)]
     whole, half = ((1, 20), (2, 20)), ((1, 10), (2, 10))
     rng, seen = random.Random(0), set()
-    for turn in range(10):
+    for turn in range(7):
         memory = Memory.create(tmp_path / f"memory{turn}")
         with python(CHANGES, memory.path, *paths) as process:
             for _ in range(turn % 5):

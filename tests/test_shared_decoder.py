@@ -29,7 +29,7 @@ def network(store: krstore.Store) -> dict[str, str]:
     return {name: store.header.members[f"payload/network/{name}"].sha256 for name in shared}
 
 
-@pytest.mark.parametrize("settings", [{"width": 0}, {"width": 8, "iterations": 200}])
+@pytest.mark.parametrize("settings", [{"width": 0}, {"width": 8, "iterations": 100}])
 def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings: dict[str, Any]) -> None:
     first = krstore.encode(patterns(600, 0), tmp_path / "a.krs", ratio=20, settings=settings, device="cpu")
     own = krstore.encode(patterns(600, 1), tmp_path / "b.krs", ratio=20, settings=settings, device="cpu")

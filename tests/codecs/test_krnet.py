@@ -275,7 +275,7 @@ def test_codes_are_counted_and_lower_the_error(tmp_path: Path) -> None:
     plain, coded = (
         krstore.encode(
             source, tmp_path / f"{latent}.krs", "krnet", ratio=10, device="cpu",
-            settings={"iterations": 250, "latent": latent},
+            settings={"iterations": 120, "latent": latent},
         )
         for latent in (0, 3)
     )  # fmt: skip
