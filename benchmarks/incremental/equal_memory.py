@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bic": ("bic", TUNED),
     "lucir": ("lucir", TUNED),
     "lucir, 100 by webp": ("lucir", {**TUNED, "memory.codec": "webp", "memory.per_class": 100}),
-    "lucir, 250 by transform": ("lucir", {**TUNED, "memory.codec": "transform", "memory.per_class": 250}),
+    "lucir, 100 by transform": ("lucir", {**TUNED, "memory.codec": "transform", "memory.per_class": 100}),
     "replay, all by transform": ("replay", ALL),
     "kril, all by transform": ("kril", {**ALL, "frozen_until": "layer2.0"}),
     "kril, all features by transform": ("kril", {**ALL, "frozen_until": "layer2.0", "features": True}),

@@ -32,8 +32,7 @@ from krstore.store.writer import encode_snapshots
 
 SETTINGS: dict[str, Any] = {
     "data": "given", "model": "krstore.backbones:resnet32", "base": 0, "steps": 10, "device": "cpu",
-    "precision": "bfloat16", "base_training.learning_rate": 0.5, "training.learning_rate": 0.5,
-    "base_training.epochs": 20, "training.epochs": 10,
+    "precision": "bfloat16", "base_training.epochs": 20, "training.epochs": 10,
 }  # fmt: skip
 TINY: dict[str, Any] = {
     "model": "krstore.backbones:resnet8", "steps": 3, "base_training.epochs": 1, "training.epochs": 1,

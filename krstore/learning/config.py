@@ -160,7 +160,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         alone: train, from the second task on, a network of random weights beside, by cross-entropy on what the learner
             sees: forward transfer is measured against it. Takes as long again.
         alone_training: of that network, but for its epochs, which are the method's; default as `training`, but where a
-            preset trains the method in a way of its own (iCaRL's rate is of means over classes), as it trains others.
+            preset trains the method in a way of its own (GFR by Adam), as it trains others.
         probe: after each step, fit a linear classifier of the embeddings to training samples of all classes seen, which
             the learner does not have: backward and forward transfer of representations (DER, Table 5) are measured so.
         analyse: watch gradients, weights and feature maps of the network's blocks (see `krstore.learning.blocks`);

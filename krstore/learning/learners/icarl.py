@@ -19,7 +19,7 @@ from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners.base import LearnerConfig
 from krstore.learning.streams import Batch
 
-__all__ = ["ICaRL", "ICaRLConfig", "balanced_loss", "binary_loss"]
+__all__ = ["ICaRL", "ICaRLConfig", "binary_loss"]
 
 
 class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -63,22 +63,14 @@ class ICaRL(NearestMeanLearner, DistillingLearner):
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss of the kind asked for, without a teacher."""
         if self.config.loss == "bce":
-            return {"bce": balanced_loss(self.network(batch.x), batch.y)}
+            return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
         return super().exemplar_losses(batch)
 
 
-def balanced_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the binary cross-entropy of balanced exemplars' logits (B, C): summed over classes, mean over samples.
-
-    Fine-tuning has one rate for all methods, that of a cross-entropy.
-    """
-    return logits.shape[1] * binary_loss(logits, y, None)
-
-
 def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
-    """Return the binary cross-entropy of logits (B, C), the mean over samples and the classes seen.
+    """Return the binary cross-entropy of logits (B, C), summed over classes, the mean over samples.
 
-    The authors' code divides by all classes that will ever come, seen or not.
+    The authors' code divides by all classes that will ever come, a hundred, and has a hundred times the rate.
 
     Args:
         y: labels (B,); of samples of old classes, only what the teacher says of them counts.
@@ -87,4 +79,4 @@ def binary_loss(logits: Tensor, y: Tensor, taught: Tensor | None) -> Tensor:
     targets = F.one_hot(y, logits.shape[1]).float()
     if taught is not None:
         targets[:, : taught.shape[1]] = torch.sigmoid(taught.float())
-    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / len(logits)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from krstore.learning.learners._distillation import DistillingLearner
 from krstore.learning.learners.base import Rehearsal
-from krstore.learning.learners.icarl import balanced_loss, binary_loss
+from krstore.learning.learners.icarl import binary_loss
 from krstore.learning.streams import Batch
 
 __all__ = ["LwFMC"]
@@ -30,4 +30,4 @@ class LwFMC(DistillingLearner):
 
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the binary cross-entropy without a teacher."""
-        return {"bce": balanced_loss(self.network(batch.x), batch.y)}
+        return {"bce": binary_loss(self.network(batch.x), batch.y, None)}

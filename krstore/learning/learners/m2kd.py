@@ -6,10 +6,9 @@ made again from one set of weights: after each step weights are pruned by magnit
 half as long once more and frozen, and the next step has the others (Alg. 1, Eqs. 5 to 8).
 
 Outputs are sigmoids. The equations print only the first half of the binary cross-entropy, which alone is least where
-all outputs are 1; both halves are taken, as in iCaRL's code. Sums over classes are means here, in all terms alike, as
-the learning rate presupposes. What the paper leaves open: "the second residual block" is read as the second stage; its
-classifier is linear, of the average over positions; the old classes' labels are used by its cross-entropy alone; and
-the training after pruning repeats the schedule, its epochs and milestones halved.
+all outputs are 1; both halves are taken, as in iCaRL's code. What the paper leaves open: "the second residual block" is
+read as the second stage; its classifier is linear, of the average over positions; the old classes' labels are used by
+its cross-entropy alone; and the training after pruning repeats the schedule, its epochs and milestones halved.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from krstore.learning.learners._branched import Branched, grown, intermediate, l
 from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
-from krstore.learning.learners.icarl import balanced_loss, binary_loss
+from krstore.learning.learners.icarl import binary_loss
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
@@ -147,7 +146,7 @@ class M2KD(NearestMeanLearner):
 
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the binary cross-entropy without teachers."""
-        return {"bce": balanced_loss(self.network(batch.x), batch.y)}
+        return {"bce": binary_loss(self.network(batch.x), batch.y, None)}
 
     def held(self) -> dict[str, int]:
         """Return the bytes of all networks but the last: what they add to a store of packnet, or each by itself."""
@@ -250,7 +249,7 @@ class M2KD(NearestMeanLearner):
 
 
 def auxiliary_loss(logits: Tensor, y: Tensor, taught: Tensor | None, classification: float) -> Tensor:
-    """Return L_AD (Eq. 3) of auxiliary logits (B, C): means over samples and classes.
+    """Return L_AD (Eq. 3) of auxiliary logits (B, C), the mean over samples.
 
     The old classes' outputs by binary cross-entropy with the teachers' (B, C_old), `None` at the first step; and the
     cross-entropy over all classes, times `classification`.
@@ -261,7 +260,7 @@ def auxiliary_loss(logits: Tensor, y: Tensor, taught: Tensor | None, classificat
         wanted = torch.sigmoid(taught.float())
         kept = F.binary_cross_entropy_with_logits(logits[:, : taught.shape[1]], wanted, reduction="sum")
         total = total + kept / len(logits)
-    return total / logits.shape[1]
+    return total
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
