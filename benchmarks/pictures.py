@@ -81,6 +81,25 @@ def generations(document: Document, path: Path) -> None:
     _draw(lines, path, "tasks since", "NMSE of the earliest task's features")
 
 
+def blocks(document: Document, path: Path) -> None:
+    """Draw what blocks do, a line a block: gradients over epochs, movement by task, likeness to the first task."""
+    figure = Figure(figsize=(13.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    told = (("gradients", "epoch of the last task"), ("moved", "task"), ("alike", "task"))
+    for axes, (what, x), y in zip(
+        panels, told, ("norm of the gradient", "MSE of weights, first to last epoch", "CKA with the first task"),
+        strict=True,
+    ):  # fmt: skip
+        for number, row in enumerate(document["rows"]):
+            colour = colormaps["viridis"](number / len(document["rows"]))
+            axes.plot(row[what], color=colour, marker=".", label=row["name"])
+        axes.set(xlabel=x, ylabel=y, yscale="linear" if what == "alike" else "log")
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
+    _save(figure, path)
+
+
 def equal_memory(document: Document, path: Path) -> None:
     """Draw last accuracy against bytes of network and memory together, a line a method, means over seeds."""
     reached = [row for row in document["rows"] if "last" in row]
@@ -127,7 +146,7 @@ def compressed(document: Document, path: Path) -> None:
 PICTURES: dict[str, Callable[[Document, Path], None]] = {
     "frontier": frontier, "accuracy": accuracy, "family": family, "learning": learning,
     "budgets": budgets, "exemplars": exemplars, "compressed": compressed,
-    "equal_memory": equal_memory, "generations": generations,
+    "equal_memory": equal_memory, "generations": generations, "blocks": blocks,
 }  # fmt: skip
 Line = tuple[list[float], list[float]]
 

@@ -81,6 +81,13 @@ def test_generations(tmp_path: Path) -> None:
     assert appended["bytes"] == sorted(appended["bytes"])
 
 
+def test_blocks(tmp_path: Path) -> None:
+    rows = tiny("incremental.blocks", tmp_path)["rows"]
+    assert [row["name"] for row in rows] == ["block 1", "block 2", "block 3"]
+    assert [(len(row["gradients"]), len(row["moved"])) for row in rows] == [(2, 3)] * 3
+    assert [row["alike"][0] for row in rows] == pytest.approx([1, 1, 1])
+
+
 def test_learning(tmp_path: Path) -> None:
     document = tiny("incremental.learning", tmp_path)
     (row,) = document["rows"]

@@ -199,6 +199,22 @@ def generations(document: Document) -> str:
     return f"{table(head, cells)}\n\n{archive(document)} Ratio {document['ratio']}.\n\n{footer(document)}"
 
 
+def blocks(document: Document) -> str:
+    """What each block does while the network learns."""
+    cells = [
+        [
+            row["name"], f"{mean(row['gradients']):.3f}", *(f"{1e6 * row['moved'][step]:.2f}" for step in (1, -1)),
+            *(f"{row['alike'][step]:.3f}" for step in (1, -1)),
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = [
+        "", "gradient's norm, last task", "weights' shift, 1e-6, second task", "last task",
+        "CKA, first and second task", "first and last task",
+    ]  # fmt: skip
+    return f"{table(head, cells)}\n\n{footer(document)}"
+
+
 def _named(document: Document) -> dict[str, list[Document]]:
     """Return the rows by name."""
     groups: dict[str, list[Document]] = {}
@@ -217,6 +233,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "compressed": compressed,
     "equal_memory": equal_memory,
     "exemplars": exemplars,
+    "blocks": blocks,
     "generations": generations,
     "growing": growing,
     "learners": learners,

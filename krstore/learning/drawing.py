@@ -122,7 +122,8 @@ def blocks(group: Group, steps: Mapping[int, Mapping[str, torch.Tensor]]) -> Fig
         style = {"color": f"C{block % 10}", "label": f"block {block + 1}"}
         if last is not None:
             gradients.plot(trained[last]["gradients"][:, block], **style)
-            moved.plot([*trained], [float(found["moved"][block]) for found in trained.values()], marker=".", **style)
+            far = [float(found["moved"][block]) or np.nan for found in trained.values()]  # not drawn where it stays
+            moved.plot([*trained], far, marker=".", **style)
     gradients.set(xlabel=f"epoch of task {last}", ylabel="norm of the gradient")
     moved.set(xlabel="task", ylabel="MSE of weights, first to last epoch", yscale="log")
     gradients.legend(fontsize="small", ncols=1 + count // 6)
