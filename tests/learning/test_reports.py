@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,32 @@ def test_a_report_of_runs(data: Path, tmp_path: Path) -> None:
         "http://creativecommons.org", ""
     )
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"accuracy.svg", "bytes.svg", "confusion_0.svg"}
+
+
+MEASURED = """<script>
+document.title = JSON.stringify([...document.querySelectorAll("table, figure > svg")].map(part => {
+  const {width, height, right} = part.getBoundingClientRect();
+  return [width, height, right <= innerWidth];
+}));
+</script>"""
+
+
+def test_a_browser_shows_the_report(data: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium to look with")
+    learn(config(data, "replay", analyse=True), tmp_path / "run")
+    report([tmp_path / "run"], tmp_path / "report")
+    page = tmp_path / "report" / "report.html"
+    page.write_text(page.read_text() + MEASURED)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--dump-dom"]
+    command = [browser, *options, f"--user-data-dir={tmp_path / 'browser'}", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    title = re.search("<title>(.*?)</title>", shown)
+    assert title is not None
+    parts = json.loads(html.unescape(title[1]))
+    assert len(parts) == 5, "a table, accuracy, bytes, confusions and blocks"
+    assert all(width > 200 and height > 40 and within for width, height, within in parts)
 
 
 def test_runs_that_cannot_be_reported(data: Path, tmp_path: Path) -> None:
