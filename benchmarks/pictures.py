@@ -86,11 +86,12 @@ def blocks(document: Document, path: Path) -> None:
     figure = Figure(figsize=(13.2, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
-    told = (("gradients", "epoch of the last task"), ("moved", "task"), ("alike", "task"))
-    for axes, (what, x), y in zip(
-        panels, told, ("norm of the gradient", "MSE of weights, first to last epoch", "CKA with the first task"),
-        strict=True,
-    ):  # fmt: skip
+    told = (
+        ("gradients", "epoch of the last task", "norm of the gradient"),
+        ("moved", "task", "MSE of weights, first to last epoch"),
+        ("alike", "task", "CKA with the first task"),
+    )
+    for axes, (what, x, y) in zip(panels, told, strict=True):
         for number, row in enumerate(document["rows"]):
             colour = colormaps["viridis"](number / len(document["rows"]))
             axes.plot(row[what], color=colour, marker=".", label=row["name"])
