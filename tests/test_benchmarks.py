@@ -191,6 +191,7 @@ def test_paper_training(tmp_path: Path) -> None:
     assert document["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_frontier(tmp_path: Path) -> None:
     for module in ("hdf5plugin", "faiss"):
         pytest.importorskip(module)
@@ -224,6 +225,7 @@ def test_family(tmp_path: Path) -> None:
     assert row["code_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_archives(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, count in (("train", 40), ("test", 10)):

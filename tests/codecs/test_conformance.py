@@ -26,13 +26,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "packnet": {},
     "packnet_quantised": {},
 }
+SLOW = ("random", "kmeans", "webp_lossless")  # as herding and webp, but for what they choose or keep
 EXTRAS = {"pq": "faiss", "webp": "PIL", "webp_lossless": "PIL"}
 ACCEPTED: dict[str, dict[str, Any]] = {
     name: {"shapes": ((3, 16, 16),), "dtypes": ("uint8",)} for name in ("webp", "webp_lossless")
 }
 
 
-@pytest.mark.parametrize("name", krstore.codec_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in krstore.codec_names()]
+)
 def test_conforms(name: str, tmp_path: Path) -> None:
     if name in ("mnemonics", "mnemonics_released", "recompute"):
         pytest.skip("it needs a network, which the suite does not give; it has tests of its own")

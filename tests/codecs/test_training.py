@@ -226,7 +226,7 @@ def interrupt(path: Path, codec: str, at: int) -> Path:
 
 @pytest.mark.usefixtures("eager_checkpoints")
 @pytest.mark.parametrize("codec", NEURAL)
-@pytest.mark.parametrize("at", [10, 20])
+@pytest.mark.parametrize("at", [10, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_resumed_fit_ends_in_the_same_bytes(tmp_path: Path, codec: str, at: int) -> None:
     """Interrupted before and while the weights are quantised."""
     checkpoint = interrupt(tmp_path / "x.krs", codec, at)

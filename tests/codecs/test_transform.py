@@ -198,6 +198,7 @@ def test_error_targets_are_met_within_ten_percent(tmp_path: Path, share: float) 
     assert 0.9 * limit <= store.quality.mse <= limit
 
 
+@pytest.mark.slow
 def test_a_larger_archive_affords_a_wider_net() -> None:
     """None for a tiny one, and none so wide that decoding is slow."""
     widths = []
