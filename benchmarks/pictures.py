@@ -83,7 +83,7 @@ def generations(document: Document, path: Path) -> None:
 
 def blocks(document: Document, path: Path) -> None:
     """Draw what blocks do, a line a block: gradients over epochs, movement by task, likeness to the first task."""
-    figure = Figure(figsize=(13.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
     told = (

@@ -32,7 +32,7 @@ def archive(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("codec", "settings"),
     [
-        ("transform", ("width=8", "iterations=60")),
+        ("transform", ("width=8", "iterations=30")),
         pytest.param("autoencoder", ("iterations=150", "c0=8", "batch_size=100"), marks=pytest.mark.slow),
     ],
 )

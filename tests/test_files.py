@@ -170,7 +170,7 @@ def test_interrupt_leaves_nothing(target: Path) -> None:
 KILLED = """
     import os, random, signal, sys, time
     from pathlib import Path
-    import krstore, krstore_codecs.raw, torch  # loaded before the fork, so that the child writes at once
+    import krstore, krstore_codecs.raw, sklearn.linear_model, torch  # loaded here, so that the child writes at once
     from krstore.testing import example_source
 
     target, rounds = Path(sys.argv[1]), int(sys.argv[2])

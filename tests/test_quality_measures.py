@@ -134,7 +134,7 @@ def test_a_class_without_exemplar_has_no_coverage() -> None:
 def test_large_archives_are_measured_in_pieces() -> None:
     """The same figures whether the samples fit one piece of 16 MiB or not."""
     rng = np.random.default_rng(0)
-    truth = rng.normal(size=(5, 1 << 20)).astype(np.float32)
+    truth = rng.normal(size=(80, 1 << 16)).astype(np.float32)
     decoded = truth + rng.normal(size=truth.shape).astype(np.float32)
     quality = measured(truth, decoded)
     error = np.square(truth.astype(np.float64) - decoded)

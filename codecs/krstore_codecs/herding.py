@@ -30,7 +30,8 @@ class Herding(Exemplars):
         for k in range(count):
             # ||(k + 1) mu - chosen - phi||^2, without what is the same for all
             wanted = ((k + 1) * mean - chosen).astype(np.float32)
-            distances = squares - 2 * (embeddings @ wanted)
+            with np.errstate(invalid="ignore"):  # OpenBLAS sets this flag now and then, of numbers that are all finite
+                distances = squares - 2 * (embeddings @ wanted)
             order[k] = np.argmin(np.where(left, distances, np.inf))
             left[order[k]] = False
             chosen += embeddings[order[k]]

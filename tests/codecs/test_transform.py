@@ -253,7 +253,7 @@ def test_too_few_channels_for_an_error_are_named(tmp_path: Path) -> None:
 
 
 def test_a_small_archive_is_passed_over_a_limited_number_of_times(tmp_path: Path) -> None:
-    store = encode(tmp_path / "x.krs", rectified(500), ratio=15, settings={"width": 8, "passes": 22})
+    store = encode(tmp_path / "x.krs", rectified(500), ratio=15, settings={"width": 2, "passes": 22})
     assert store.config["iterations"] == 22 * 500 // 50
 
 
