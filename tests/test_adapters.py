@@ -60,11 +60,11 @@ def test_lightning_trains_on_both_and_resumes_where_it_was(
     labels = torch.cat(module.seen)
     assert [len(batch) for batch in module.seen] == [32] * 10
     assert ((labels < 2).float().mean() - 0.75).abs() < 0.01
-    assert replay.state_dict() == {"epoch": 4, "offset": 0}
+    assert replay.state_dict() == {"epoch": 4, "offset": 0, "owed": 0.0}
     first.save_checkpoint(tmp_path / "a.ckpt")
     fresh = krstore.Memory(tmp_path / "memory").replay(seed=3)
     trainer(3).fit(Module(), datamodule=ReplayDataModule(new, fresh, share=0.75), ckpt_path=tmp_path / "a.ckpt")
-    assert fresh.state_dict() == {"epoch": 6, "offset": 0}
+    assert fresh.state_dict() == {"epoch": 6, "offset": 0, "owed": 0.0}
 
 
 def test_lightning_refuses_a_share_out_of_range(replay: krstore.Replay, new: DataLoader[Any]) -> None:

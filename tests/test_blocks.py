@@ -72,6 +72,12 @@ def test_what_is_cached_is_not_read_again() -> None:
         ids = rng.permutation(1000)
         np.testing.assert_array_equal(reader.read(ids), ids)
     assert np.bincount(members.touched)[::40].tolist() == [1] * 50 + [5] * 50
+    for samples, first_missing in ((500, 500), (900, 500), (300, 300)):  # what is kept stays as far as there is room
+        reader.cache(4 * samples)
+        members.touched.clear()
+        np.testing.assert_array_equal(reader.read(np.arange(0, 600, 10)), np.arange(0, 600, 10))
+        assert min(members.touched) == 4 * first_missing
+        reader.cache(4 * min(samples, 500))  # forgets what has been read beyond the first 500
     reader.cache(0)
     members.touched.clear()
     reader.read(np.arange(20))

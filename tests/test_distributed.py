@@ -70,8 +70,8 @@ def test_an_error_of_all_is_an_error(archive: Path, tmp_path: Path) -> None:
 REPLAYING = """
 import sys, torch, torch.distributed as dist
 from krstore import Memory
+replay = Memory(sys.argv[1], device="cpu").replay(batch_size=7, seed=3)  # before it is known that there are two
 dist.init_process_group("gloo")
-replay = Memory(sys.argv[1], device="cpu").replay(batch_size=7, seed=3)
 own = [torch.cat([x[:, 0] for x, _ in replay]) for _ in range(2)]  # two epochs
 everyone = [None, None]
 dist.all_gather_object(everyone, own)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import krstore
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.replay import BALANCES, Replay
+from krstore.replay.order import Order
 from krstore.testing import ArraySource, example_source
 
 SAMPLES = 103
@@ -246,7 +247,7 @@ def test_any_number_is_taken_from_the_same_sequence(store: krstore.Store) -> Non
     expected = ids_of([*batches, *batches, *batches])
     taken = [i for count in (0, 1, 40, 200, 7) for i in ids_of([pieces.take(count)])]
     assert taken == expected[:248]
-    assert pieces.state_dict() == {"epoch": 2, "offset": 248 - 2 * SAMPLES}
+    assert pieces.state_dict() == {"epoch": 2, "offset": 248 - 2 * SAMPLES, "owed": 0.0}
 
 
 def test_endless_batches_need_one(store: krstore.Store) -> None:
@@ -270,12 +271,43 @@ def test_old_samples_join_new_ones(share: float, size: int, prefetch: int) -> No
     assert replay.state_dict()["epoch"] * 9 + replay.state_dict()["offset"] == old
 
 
+def test_a_mix_goes_on_where_it_was() -> None:
+    """Two old samples join five new ones, then three, since 0.35 of the whole are 2.7: what rounding owes is kept."""
+    new = [(torch.zeros(5, 4), torch.full((5,), 77)) for _ in range(7)]
+    whole = [batch.y.tolist() for batch in krstore.Replay(Memoryless()).mix(new, 0.35)]
+    assert len({len(y) for y in whole}) == 2
+    for stop in range(1, 7):
+        first, rest = krstore.Replay(Memoryless()), krstore.Replay(Memoryless())
+        seen = [batch.y.tolist() for batch in first.mix(new[:stop], 0.35)]
+        rest.load_state_dict(first.state_dict())
+        assert seen + [batch.y.tolist() for batch in rest.mix(new[stop:], 0.35)] == whole
+
+
+def test_an_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, original = list[int](), Order.epoch
+    monkeypatch.setattr(Order, "epoch", lambda self, number: drawn.append(number) or original(self, number))
+    replay = krstore.Replay(Memoryless(), batch_size=2)
+    for _ in range(9):
+        replay.take(2)
+    list(replay)
+    assert drawn == [0, 1, 2]
+
+
+def test_a_pickled_replay_caches_as_much() -> None:
+    asked = krstore.Replay(Memoryless(), cache_bytes=1234)
+    assert pickle.loads(pickle.dumps(asked)).samples.cached == [1234, 1234]
+    assert krstore.Replay(Memoryless(), cache_bytes=0).samples.cached == [], "another replay's cache is left alone"
+
+
 class Memoryless:
     """Nine samples, each filled with its label."""
 
     path = Path("nowhere")
     labels = np.arange(9)
     store_of = None
+
+    def __init__(self) -> None:
+        self.cached: list[int] = []
 
     def __len__(self) -> int:
         return 9
@@ -284,7 +316,7 @@ class Memoryless:
         return torch.from_numpy(rows).float()[:, None].expand(-1, 4)
 
     def cache(self, limit: int) -> None:
-        return
+        self.cached.append(limit)
 
 
 def test_shares_that_mix_nothing(store: krstore.Store) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -40,10 +41,11 @@ class MixedBatch(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """How far a replay has come: samples of an epoch."""
+    """How far a replay has come: samples of an epoch, and of one more the part that rounding still owes a mix."""
 
     epoch: int
     offset: int
+    owed: float = 0.0
 
 
 class Replayable(Protocol):
@@ -65,7 +67,7 @@ class Replayable(Protocol):
         """Return samples (len(rows), *shape) on the device where they are decoded."""
 
     def cache(self, limit: int) -> None:
-        """Keep up to `limit` bytes of what has been read and entropy-decoded."""
+        """Keep up to `limit` bytes of what has been read and entropy-decoded, also of what is kept already."""
 
 
 class Replay(Dataset[Batch]):
@@ -89,9 +91,10 @@ class Replay(Dataset[Batch]):
         drop_last: leave out a smaller last batch.
         dtype: of the features; `None` keeps the store's.
         prefetch: batches that iterating decodes ahead; 0 decodes each when it is asked for.
-        cache_bytes: of entropy-decoded integers (or of samples, where a codec has none) that are kept in memory.
+        cache_bytes: of entropy-decoded integers (or of samples, where a codec has none) that are kept in memory, by
+            each process. All replays of a store share one cache, of the size that was asked for last; 0 asks for none.
         rank, world_size: share each epoch among processes, which get as many samples each; default those of
-            `torch.distributed` where it is initialised.
+            `torch.distributed` where it is initialised by the time that batches are asked for.
 
     Raises:
         UsageError: there are no labels, a class is not there, or an argument is out of range.
@@ -129,16 +132,36 @@ class Replay(Dataset[Batch]):
         self._rows = _rows_of(samples, classes)
         if not len(self._rows):
             raise UsageError(f"classes={classes}: nothing of {samples.path} is left to replay")
-        own, processes = _processes(rank, world_size)
-        self.order = Order.of(
+        if (rank is None) != (world_size is None):
+            raise UsageError("give rank and world_size together, or neither")
+        self._process = None if rank is None or world_size is None else (rank, world_size)
+        own, world = self._process or processes()
+        self._order = Order.of(
             balance, samples.labels[self._rows], None if samples.store_of is None else samples.store_of[self._rows],
-            shuffle=shuffle, seed=seed, rank=own, world=processes,
+            shuffle=shuffle, seed=seed, rank=own, world=world,
         )  # fmt: skip
+        self._drawn: tuple[Order, int, Ids] | None = None
         self._place, self._loaded = _Place(0, 0), False
-        samples.cache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._cache()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_drawn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._cache()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def order(self) -> Order:
+        """The order of each epoch, in this process."""
+        rank, world = self._process or processes()
+        if (rank, world) != (self._order.rank, self._order.world):
+            self._order = replace(self._order, rank=rank, world=world)
+        return self._order
 
     @property
     def batches(self) -> int:
@@ -148,13 +171,13 @@ class Replay(Dataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         if self._place.offset and not self._loaded:
-            self._place = _Place(self._place.epoch + 1, 0)
+            self._place = self._place._replace(epoch=self._place.epoch + 1, offset=0)
         self._loaded = False
         for batch, place in ahead(self._epoch(self._place), self.prefetch):
             self._place = place
             yield batch
         if self._place.offset:
-            self._place = _Place(self._place.epoch + 1, 0)
+            self._place = self._place._replace(epoch=self._place.epoch + 1, offset=0)
 
     def forever(self) -> Iterator[Batch]:
         """Yield the batches of one epoch after another, without end.
@@ -201,13 +224,14 @@ class Replay(Dataset[Batch]):
         device = self.device if self.device is not None else features.device
         return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, float]:
         """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count."""
         return self._place._asdict()
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Go on where a replay of the same samples and arguments was, in the middle of an epoch too."""
-        self._place, self._loaded = _Place(int(state["epoch"]), int(state["offset"])), True
+        place = _Place(int(state["epoch"]), int(state["offset"]), float(state.get("owed", 0)))
+        self._place, self._loaded = place, True
 
     def __getitem__(self, index: int) -> Batch:
         if not -len(self) <= index < len(self):
@@ -221,19 +245,17 @@ class Replay(Dataset[Batch]):
 
     def _epoch(self, place: _Place) -> Iterator[tuple[Batch, _Place]]:
         """Yield the batches of what is left of an epoch, each with the place behind it."""
-        order = self.order.epoch(place.epoch)
+        order = self._epochs_order(place.epoch)
         last = len(order) // self.batch_size * self.batch_size if self.drop_last else len(order)
         for start in range(place.offset, last, self.batch_size):
             stop = min(start + self.batch_size, last)
-            yield self.read(order[start:stop]), _Place(place.epoch, stop)
+            yield self.read(order[start:stop]), place._replace(offset=stop)
 
     def _mixed(self, new: Iterable[Batch], ratio: float, place: _Place) -> Iterator[tuple[MixedBatch, _Place]]:
-        owed = 0.0  # samples and what rounding has left of one
         for x, y in new:
-            owed += len(x) * ratio
+            owed = place.owed + len(x) * ratio
             count = math.floor(owed + 0.5)
-            owed -= count
-            (old_x, old_y), place = self._next(place, count)
+            (old_x, old_y), place = self._next(place._replace(owed=owed - count), count)
             replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
             both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
             yield MixedBatch(*both, replayed), place
@@ -241,11 +263,24 @@ class Replay(Dataset[Batch]):
     def _next(self, place: _Place, count: int) -> tuple[Batch, _Place]:
         pieces = [np.empty(0, np.int64)]
         while count > 0:
-            pieces.append(self.order.epoch(place.epoch)[place.offset : place.offset + count])
+            order = self._epochs_order(place.epoch)
+            pieces.append(order[place.offset : place.offset + count])
             count -= len(pieces[-1])
-            through = place.offset + len(pieces[-1]) == len(self.order)
-            place = _Place(place.epoch + 1, 0) if through else _Place(place.epoch, place.offset + len(pieces[-1]))
+            stop = place.offset + len(pieces[-1])
+            through = stop == len(order)
+            place = place._replace(epoch=place.epoch + through, offset=0 if through else stop)
         return self.read(np.concatenate(pieces)), place
+
+    def _epochs_order(self, epoch: int) -> Ids:
+        """Return the positions of an epoch, drawn once: a batch must not cost a permutation of all samples."""
+        order, drawn = self.order, self._drawn
+        if drawn is None or drawn[0] is not order or drawn[1] != epoch:
+            self._drawn = drawn = order, epoch, order.epoch(epoch)
+        return drawn[2]
+
+    def _cache(self) -> None:
+        if self._cache_bytes:
+            self.samples.cache(self._cache_bytes)
 
 
 def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:
@@ -258,12 +293,3 @@ def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:
     if missing:
         raise UsageError(f"class {missing[0]} is not in {samples.path}; it has {known}")
     return np.flatnonzero(np.isin(labels, list(classes)))
-
-
-def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return this process' rank and the number of processes."""
-    if (rank is None) != (world_size is None):
-        raise UsageError("give rank and world_size together, or neither")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    return processes()

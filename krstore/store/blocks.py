@@ -123,6 +123,16 @@ class _Cache:
         self.values: Array = np.empty(0)
         self._filled = np.zeros(0, bool)
 
+    def resized(self, limit: int, samples: int) -> _Cache:
+        """Return a cache of another size with what of this one fits."""
+        found = _Cache(limit)
+        with self._lock:
+            if len(self._filled):
+                found._allocate(self.values[:1], samples)
+                both = min(len(found._filled), len(self._filled))
+                found.values[:both], found._filled[:both] = self.values[:both], self._filled[:both]
+        return found
+
     def has(self, ids: Ids) -> NDArray[np.bool_]:
         """Return which of these samples (n,) are there."""
         known = ids < len(self._filled)
@@ -135,12 +145,15 @@ class _Cache:
             return
         with self._lock:
             if not len(self._filled):
-                room = min(samples, self._limit // max(1, rows[0].nbytes))
-                self.values = np.empty((room, *rows.shape[1:]), rows.dtype)
-                self._filled = np.zeros(room, bool)
+                self._allocate(rows, samples)
         inside = ids < len(self._filled)
         self.values[ids[inside]] = rows[inside]
         self._filled[ids[inside]] = True
+
+    def _allocate(self, like: Array, samples: int) -> None:
+        room = min(samples, self._limit // max(1, like[0].nbytes))
+        self.values = np.empty((room, *like.shape[1:]), like.dtype)
+        self._filled = np.zeros(room, bool)
 
 
 class BlockReader:
@@ -160,8 +173,8 @@ class BlockReader:
         self._samples, self._cache = samples, _Cache(0)
 
     def cache(self, limit: int) -> None:
-        """Keep what is unpacked from here on, up to `limit` bytes; forget what was kept before."""
-        self._cache = _Cache(limit)
+        """Keep what is unpacked, up to `limit` bytes; 0 forgets it."""
+        self._cache = self._cache.resized(limit, self._samples)
 
     def read(self, ids: Ids) -> Array:
         """Return what was stored for these samples (len(ids), ...), in this order."""

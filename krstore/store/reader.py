@@ -149,7 +149,7 @@ class Store(StoreFile[Header]):
             return decoder.decode_tensor(rows)
 
     def cache(self, limit: int) -> None:
-        """Keep up to `limit` bytes of what is read and entropy-decoded from here on; 0 keeps nothing."""
+        """Keep up to `limit` bytes of what is read and entropy-decoded, what is kept already included; 0 forgets it."""
         self.decoder.cache(limit)
 
     @property
