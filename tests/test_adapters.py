@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 import krstore
 from krstore.errors import UsageError
@@ -65,6 +67,98 @@ def test_lightning_trains_on_both_and_resumes_where_it_was(
     fresh = krstore.Memory(tmp_path / "memory").replay(seed=3)
     trainer(3).fit(Module(), datamodule=ReplayDataModule(new, fresh, share=0.75), ckpt_path=tmp_path / "a.ckpt")
     assert fresh.state_dict() == {"epoch": 6, "offset": 0, "owed": 0.0}
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_lightning_shares_the_new_task_among_processes(shuffle: bool) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import shared
+
+    loader = DataLoader(TensorDataset(torch.arange(40)), batch_size=7, shuffle=shuffle, drop_last=True)
+    parts = [shared(loader, rank, 2) for rank in range(2)]
+    epochs = []
+    for epoch in range(2):
+        for part in parts:
+            part.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        epochs.append([torch.cat([x for (x,) in part]).tolist() for part in parts])
+    for first, second in epochs:
+        assert len(first) == len(second) == 14
+        assert not {*first} & {*second}
+    assert (epochs[0] != epochs[1]) == shuffle
+    assert shared(parts[1], 1, 2) is parts[1]
+    assert shared(loader, 0, 1) is loader
+    with pytest.raises(UsageError, match="2 processes: the new task's loader has a sampler of its own"):
+        shared(DataLoader(loader.dataset, sampler=WeightedRandomSampler([1.0] * 40, 40)), 0, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*trainer")
+def test_lightning_takes_a_new_task_through_the_codec_too(
+    replay: krstore.Replay, new: DataLoader[Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    features = np.random.default_rng(0).normal(size=(90, 4, 2, 2)).astype(np.float32)
+    options: dict[str, Any] = {"ratio": 1.5, "preset": "linear", "device": "cpu"}
+    old, fresh = (
+        krstore.encode(ArraySource(features, np.full(90, label)), tmp_path / f"{label}.krs", "transform", **options)
+        for label in range(2)
+    )
+    with pytest.warns(UserWarning, match="new samples are sharper than what"):
+        ReplayDataModule(new, old.replay())
+    loader = ReplayDataModule(fresh.replay(30, shuffle=False), old.replay(), share=0.25).train_dataloader()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert all(y.tolist() == [1] * 30 + [0] * 10 for _, y in batches)
+    np.testing.assert_array_equal(batches[1][0][:30].numpy(), fresh.read(slice(30, 60)))
+
+
+IN_TWO = """
+import sys, lightning, torch, torch.distributed as dist
+from torch.utils.data import DataLoader, TensorDataset
+import krstore
+from krstore.adapters.lightning import ReplayDataModule
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network, self.seen = torch.nn.Linear(4, 3), []
+
+    def training_step(self, batch, index):
+        self.seen.append(batch[0][:, 0].detach())
+        return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_train_end(self):
+        everyone = [None, None]
+        dist.all_gather_object(everyone, torch.cat(self.seen).int().tolist())
+        if dist.get_rank() == 0:
+            print([len(own) for own in everyone], sorted(sum(everyone, [])) == [*range(60), *range(100, 160)])
+
+new = torch.arange(100.0, 160)[:, None].expand(-1, 4)
+loader = DataLoader(TensorDataset(new, torch.full((60,), 2)), batch_size=10, shuffle=True)
+replay = krstore.Memory(sys.argv[1], device="cpu").replay()
+trainer = lightning.Trainer(
+    max_epochs=1, accelerator="cpu", strategy="ddp", devices=2, logger=False, enable_progress_bar=False,
+    enable_model_summary=False, enable_checkpointing=False,
+)
+trainer.fit(Module(), datamodule=ReplayDataModule(loader, replay))
+"""
+
+
+@pytest.mark.slow
+def test_lightning_in_two_processes_shows_each_sample_once(tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    features = np.arange(60, dtype=np.float32)[:, None].repeat(4, 1)
+    memory = krstore.Memory.create(tmp_path / "memory")
+    memory.append(krstore.encode(ArraySource(features, np.arange(60) % 2), tmp_path / "a.krs", "raw", device="cpu"))
+    (tmp_path / "fit.py").write_text(IN_TWO)
+    command = [sys.executable, str(tmp_path / "fit.py"), str(tmp_path / "memory")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[60, 60] True"
 
 
 def test_lightning_refuses_a_share_out_of_range(replay: krstore.Replay, new: DataLoader[Any]) -> None:

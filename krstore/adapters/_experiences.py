@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from krstore.archives import write_archive
-from krstore.codec import Codec
+from krstore.codec import Codec, Kind
 from krstore.errors import UsageError
 from krstore.memory import Memory
 from krstore.memory.manifest import Entry
@@ -41,6 +42,15 @@ class Experiences:
         self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
         self.memory = Memory(path, device=device) if Path(path).exists() else Memory.create(path, device=device)
         self.finished = 0
+
+    def warn(self, instead: str) -> None:
+        """Warn of new samples that are learnt from as they are, where old ones pass through a lossy codec."""
+        if not self._codec.lossless and self._codec.kind is not Kind.EXEMPLAR:
+            warnings.warn(
+                f"new samples are sharper than what {self._codec.name} makes of old ones, and a network learns to tell "
+                f"them apart by that; {instead}",
+                stacklevel=3,
+            )
 
     def samples(self, before: int | None = None) -> MemorySamples | None:
         """Return what is kept of the experiences before one, by default of all that are finished."""

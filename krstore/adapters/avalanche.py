@@ -42,7 +42,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
 
     Kept are the datasets' items before their transforms: PIL images as uint8 (H, W, C), tensors as they are. When the
     share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time. Avalanche trains
-    on an experience's own items as they are; beside a lossy codec's they are sharper, and `FeatureReplay` the better.
+    on an experience's own items as they are; beside a lossy codec's they are sharper, of which there is a warning.
 
     Args:
         max_size: exemplars in all; `ReplayPlugin(mem_size=...)` wants the same number.
@@ -75,6 +75,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         if not adaptive_size and not total_num_classes:
             raise UsageError("adaptive_size=False needs total_num_classes, a positive number")
         self._memory = Experiences(path, codec, seed, device, encoding)
+        self._memory.warn("use FeatureReplay, or a lossless codec")
         self._transform, self._divisor, self._seed = transform, None if adaptive_size else total_num_classes, seed
         self._with_tasks = False
         super().__init__(max_size)
@@ -173,6 +174,8 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         super().__init__(model=model, **options)
         self.extractor = extractor.to(self.device).eval().requires_grad_(False)
         self._memory = Experiences(path, codec, seed, str(self.device), encoding)
+        if not through_codec:
+            self._memory.warn("leave through_codec on")
         self._share, self._balance, self._through_codec = share, balance, through_codec
         self._seed, self._cache_bytes = seed, cache_bytes
 

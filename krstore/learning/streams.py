@@ -40,6 +40,7 @@ class Batch(NamedTuple):
 class Samples:
     """A source to be replayed; see `krstore.replay.Replayable`."""
 
+    exact = True
     store_of: Ids | None = None
 
     def __init__(self, source: Source, name: str) -> None:
@@ -63,6 +64,7 @@ class _Held:
 
     def __init__(self, samples: Replayable, values: Tensor) -> None:
         self.path, self.labels, self.store_of, self._values = samples.path, samples.labels, samples.store_of, values
+        self.exact = samples.exact
 
     def __len__(self) -> int:
         return len(self._values)
@@ -94,7 +96,7 @@ class _Part:
 
     def __init__(self, samples: Replayable, rows: Ids) -> None:
         assert samples.labels is not None
-        self._samples, self._rows, self.path = samples, rows, samples.path
+        self._samples, self._rows, self.path, self.exact = samples, rows, samples.path, samples.exact
         self.labels = samples.labels[rows]
         self.store_of = None if samples.store_of is None else samples.store_of[rows]
 

@@ -33,6 +33,7 @@ class MemorySamples:
         spec: of all samples together.
         labels, task: of each sample (N,); `task` is `None` unless every store has it.
         store_of: the number of each sample's store (N,).
+        exact: whether all of them are what was encoded.
 
     Raises:
         UsageError: there are no stores.
@@ -55,6 +56,7 @@ class MemorySamples:
             None if any(t is None for t in tasks) else np.concatenate([t for t in tasks if t is not None])
         )
         self.store_of: Ids = np.repeat(np.arange(len(stores)), [len(live) for live in rows])
+        self.exact = all(store.exact for store in stores)
         first = stores[0].source
         shared = {
             key: value for key, value in first.attributes.items()

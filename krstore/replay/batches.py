@@ -54,6 +54,10 @@ class Replayable(Protocol):
     path: Path
 
     @property
+    def exact(self) -> bool:
+        """Whether samples decode to what was encoded."""
+
+    @property
     def labels(self) -> Ids | None:
         """Class labels (N,)."""
 

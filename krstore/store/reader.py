@@ -48,6 +48,11 @@ class Store(StoreFile[Header]):
         """How far the decoded samples are from the source, as measured when the store was written."""
         return self.header.quality
 
+    @property
+    def exact(self) -> bool:
+        """Whether the decoded samples are those of the source, bit for bit."""
+        return self.quality.mse == 0
+
     @functools.cached_property
     def labels(self) -> Ids | None:
         """Class labels (len(self),) int64; `None` where the source had none."""
