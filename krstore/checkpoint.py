@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from krstore.errors import UsageError
 from krstore.files import atomic_path
@@ -17,7 +17,9 @@ from krstore.files import atomic_path
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Resume"]
+
+Resume = bool | Literal["auto"]
 
 
 class Checkpoint:
@@ -26,11 +28,14 @@ class Checkpoint:
     Args:
         path: the file; `None` keeps nothing.
         fingerprint: names the fit (source hash, codec, config, seed, budget); another one's file is refused.
-        resume: take up an earlier state; without it, `load` finds none.
+        resume: take up an earlier state; without it, `load` finds none. ``"auto"`` finds none either where the file is
+            of another fit or damaged.
         every: seconds between savings.
     """
 
-    def __init__(self, path: Path | None, fingerprint: str = "", *, resume: bool = False, every: float = 60.0) -> None:
+    def __init__(
+        self, path: Path | None, fingerprint: str = "", *, resume: Resume = False, every: float = 60.0
+    ) -> None:
         self.path, self.fingerprint, self._resume, self._every = path, fingerprint, resume, every
         self._saved_at = time.monotonic()
 
@@ -55,6 +60,14 @@ class Checkpoint:
         Raises:
             UsageError: the file belongs to another fit, or is none.
         """
+        try:
+            return self._load()
+        except UsageError:
+            if self._resume != "auto":
+                raise
+            return None
+
+    def _load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         if self.path is None or not self._resume or not self.path.exists():
             return None
         from safetensors import SafetensorError, safe_open

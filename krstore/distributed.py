@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-__all__ = ["average", "barrier", "joined", "processes"]
+__all__ = ["average", "barrier", "broadcast", "joined", "processes"]
 
 
 def processes() -> tuple[int, int]:
@@ -30,6 +30,14 @@ def average(tensors: Iterable[Tensor]) -> None:
     torch.distributed.all_reduce(flat)
     for tensor, part in zip(own, torch.split(flat / world, [tensor.numel() for tensor in own]), strict=True):
         tensor.detach().copy_(part.view_as(tensor))
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Replace a tensor by the first process'."""
+    if processes()[1] > 1:
+        sent = tensor.cuda() if torch.distributed.get_backend() == "nccl" else tensor
+        torch.distributed.broadcast(sent, 0)
+        tensor.copy_(sent)
 
 
 def barrier() -> None:

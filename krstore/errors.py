@@ -4,6 +4,7 @@
     ├── UsageError              the request itself is wrong (an unknown name, an invalid option)
     │   ├── UnknownNameError    a codec, preset, layer or key nobody knows; lists the known ones
     │   ├── ConfigError         an option of a codec that its type or range refuses
+    │   ├── DecoderMismatchError samples that a given decoder was not made for
     │   └── WrongKindError      a store of samples where one of a network's states is needed, or the reverse
     ├── ArchiveError            a source cannot be read as an archive, or its values cannot be encoded
     ├── OutputError             the target exists, or cannot be written
@@ -23,6 +24,7 @@ __all__ = [
     "ArchiveError",
     "ConfigError",
     "CorruptStoreError",
+    "DecoderMismatchError",
     "KrstoreError",
     "MissingExtraError",
     "OutputError",
@@ -57,6 +59,10 @@ class UnknownNameError(UsageError):
 
 class ConfigError(UsageError):
     """A codec option that its type or range refuses."""
+
+
+class DecoderMismatchError(UsageError):
+    """Samples that a given decoder was not made for."""
 
 
 class WrongKindError(UsageError):

@@ -49,6 +49,7 @@ def test_another_fits_state_is_refused(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "x", "one").save({}, {})
     with pytest.raises(UsageError, match=r"x is the checkpoint of another fit .* give the same options again"):
         Checkpoint(tmp_path / "x", "two", resume=True).load()
+    assert Checkpoint(tmp_path / "x", "two", resume="auto").load() is None
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", b"\2\0\0\0\0\0\0\0{}"])
@@ -56,6 +57,7 @@ def test_a_file_that_is_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(UsageError, match="checkpoint"):
         Checkpoint(tmp_path / "x", "fit", resume=True).load()
+    assert Checkpoint(tmp_path / "x", "fit", resume="auto").load() is None
 
 
 def test_when_it_is_due(tmp_path: Path) -> None:

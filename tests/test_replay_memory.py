@@ -473,7 +473,8 @@ def slow(source, output, *arguments, **options):
     return done
 parallel.encode = slow
 with joined():
-    Memory(sys.argv[1]).extend([sys.argv[2]], "raw", shards=4)
+    entries = Memory(sys.argv[1]).extend([sys.argv[2]], "raw", shards=4)
+    print("entries", *(entry.sha256 for entry in entries), flush=True)
 """
 
 
@@ -495,6 +496,8 @@ def test_processes_share_an_encode_and_one_that_dies_spoils_nothing(memory: Memo
     assert "encoded 0-1.krs" not in ended.stdout, "the shard that the dead process had finished"
     memory.reload()
     assert (memory.manifest.generation, len(memory.stores)) == (1, 4)
+    told = [line for line in ended.stdout.splitlines() if line.startswith("entries")]
+    assert told == [" ".join(["entries", *(entry.sha256 for entry in memory.manifest.stores)])] * 2
     np.testing.assert_array_equal(memory.samples.read(np.arange(50)), source.features)
     np.testing.assert_array_equal(memory.samples.labels, source.labels)
     assert not (memory.path / "unfinished").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import krstore
-from krstore.errors import TargetUnreachableError, UsageError
+from krstore.errors import DecoderMismatchError, TargetUnreachableError, UsageError
 from krstore.progress import SILENT
 from krstore.testing import ArraySource, example_source
 
@@ -82,7 +82,7 @@ def test_a_decoder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_samples_that_the_decoder_would_clip_are_refused(tmp_path: Path) -> None:
     first = krstore.encode(patterns(300, 0), tmp_path / "a.krs", ratio=10, settings={"width": 0}, device="cpu")
     louder = ArraySource(5 * patterns(300, 1).features)
-    with pytest.raises(UsageError, match=r"12 of 12 channels leave the range .* Encode without --decoder"):
+    with pytest.raises(DecoderMismatchError, match=r"12 of 12 channels leave the range .* Encode without --decoder"):
         krstore.encode(louder, tmp_path / "b.krs", ratio=5, decoder=first, device="cpu")
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
-from krstore.errors import TargetUnreachableError, UsageError
+from krstore.errors import DecoderMismatchError, TargetUnreachableError, UsageError
 from krstore.source import Ids, Source
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
@@ -274,7 +274,7 @@ def _check_range(normaliser: Normaliser, context: FitContext) -> None:
     """Say which samples a decoder will clip: its channels' ranges are those of the samples that it was made for.
 
     Raises:
-        UsageError: they leave the ranges so far that they are of another kind.
+        DecoderMismatchError: they leave the ranges so far that they are of another kind.
     """
     minimum, maximum = context.stats.minimum, context.stats.maximum
     low, high = normaliser.low, normaliser.low + normaliser.span
@@ -288,7 +288,7 @@ def _check_range(normaliser: Normaliser, context: FitContext) -> None:
         f"{minimum[worst]:.4g} to {maximum[worst]:.4g}, the decoder {low[worst]:.4g} to {high[worst]:.4g}"
     )
     if beyond[worst] > SLACK:
-        raise UsageError(f"{said}. Encode without --decoder")
+        raise DecoderMismatchError(f"{said}. Encode without --decoder")
     context.progress.note(f"transform: {said}; what is beyond is clipped")
 
 

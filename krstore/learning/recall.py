@@ -14,7 +14,7 @@ from torch import nn
 
 from krstore.codec import Kind
 from krstore.config import build_config
-from krstore.errors import ConfigError, TargetUnreachableError, UsageError
+from krstore.errors import ConfigError, DecoderMismatchError, TargetUnreachableError, UsageError
 from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
@@ -123,7 +123,7 @@ class Recall:
             limit = sizes.network + math.ceil(share * (sizes.file - sizes.network))
             encode(
                 samples, path, codec, settings=settings, max_bytes=limit, device=self._device, seed=self._seed,
-                resume=True, progress=self._progress,
+                resume="auto", progress=self._progress,
             )  # fmt: skip
         return Store(path, device=self._device)
 
@@ -195,13 +195,23 @@ class Recall:
         return self._folder / f"passed{number}.krs"
 
     def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
-        task, stores = self.scenario.tasks[number], self.memory.stores
+        stores = self.memory.stores
         decoder = stores[0] if stores and self._codec.shares_decoder else None
+        try:
+            self._encode_with(decoder, number, samples, path, task_model)
+        except DecoderMismatchError as error:
+            self._progress.note(f"{error}; task {number} gets a decoder of its own")
+            self._encode_with(None, number, samples, path, task_model)
+
+    def _encode_with(
+        self, decoder: Store | None, number: int, samples: Subset, path: Path, task_model: nn.Module | None
+    ) -> None:
+        task = self.scenario.tasks[number]
         shared = 0 if decoder is None else sum(map(self.memory.folder.network_bytes, self.memory.manifest.networks))
         asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
         encode(
             samples, path, self._codec.name, preset=self._preset, settings={**self._settings, **asked},
-            device=self._device, seed=self._seed, decoder=decoder, force=True, resume=True, task_model=task_model,
+            device=self._device, seed=self._seed, decoder=decoder, force=True, resume="auto", task_model=task_model,
             progress=self._progress,
             **self._target(task.first, task.stop, shared),
         )  # fmt: skip

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import torch
 
 from krstore.archives import open_archive
-from krstore.distributed import barrier, processes
+from krstore.distributed import barrier, broadcast, processes
 from krstore.errors import UsageError
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
@@ -20,8 +21,6 @@ from krstore.source import Source, Subset
 from krstore.store.writer import encode
 
 if TYPE_CHECKING:
-    import torch
-
     from krstore.memory.manifest import Entry
     from krstore.memory.memory import Memory
 
@@ -81,16 +80,20 @@ def extend(
             if not output.exists():
                 source = _part(open_archive(paths[number], trust=trust), paths[number], part, shards)
                 encode(
-                    source, output, codec, preset=preset, settings=settings, decoder=decoder, seed=seed, resume=True,
+                    source, output, codec, preset=preset, settings=settings, decoder=decoder, seed=seed, resume="auto",
                     device=memory.device, task_model=task_model, progress=progress, **target,
                 )  # fmt: skip
         barrier()
         added: list[Entry] = []
         if rank == 0:
             added = memory.append(*(folder / f"{number}-{part}.krs" for number, part in parts), progress=progress)
-        barrier()
+        hashes = torch.zeros(len(parts), 32, dtype=torch.uint8)
+        for row, entry in zip(hashes, added, strict=False):
+            row[:] = torch.tensor(list(bytes.fromhex(entry.sha256)))
+        broadcast(hashes)
     memory.reload()
-    return added or list(memory.manifest.stores[-len(parts) :])
+    entries = {entry.sha256: entry for entry in memory.manifest.stores}
+    return [entries[bytes(row.tolist()).hex()] for row in hashes]
 
 
 def _identity(path: Path) -> list[str | int]:

@@ -67,7 +67,8 @@ class _Encoder:
             return Store(output)
         return encode(
             samples, output, self.codec, preset=self.preset, settings=self.settings, device=self.memory.device,
-            seed=self.seed, resume=True, task_model=self.task_model, decoder=decoder, progress=self.progress, **target,
+            seed=self.seed, resume="auto", task_model=self.task_model, decoder=decoder, progress=self.progress,
+            **target,
         )  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def trim(memory: Memory, per_class: int, *, seed: int = 0, progress: Progress = 
                 decoder = store if codec.shares_decoder and store.codec == codec.name else None
                 encode(
                     Subset(samples, kept), path, name, settings=settings, device=memory.device, seed=seed,
-                    decoder=decoder, resume=True, progress=progress, **size,
+                    decoder=decoder, resume="auto", progress=progress, **size,
                 )  # fmt: skip
             new.append(Store(path))
         if old:

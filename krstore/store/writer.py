@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from krstore.archives import open_archive, open_snapshots
-from krstore.checkpoint import Checkpoint
+from krstore.checkpoint import Checkpoint, Resume
 from krstore.codec import AnyCodec, Codec, Kind, SharedDecoder
 from krstore.config import build_config
 from krstore.errors import UsageError
@@ -50,7 +50,7 @@ def encode(
     device: str = "auto",
     seed: int = 0,
     force: bool = False,
-    resume: bool = False,
+    resume: Resume = False,
     task_model: torch.nn.Module | None = None,
     decoder: Store | str | Path | None = None,
     together: bool = False,
@@ -70,7 +70,8 @@ def encode(
         device: where to compute.
         seed: of everything random: the same seed on the same machine gives the same bytes.
         force: replace an existing output.
-        resume: take up the checkpoint of an interrupted encode of the same things.
+        resume: take up the checkpoint of an interrupted encode of the same things; ``"auto"`` begins anew where there
+            is one of other things, which is an error otherwise.
         task_model: a frozen network on features, for codecs that use one (KRNet's Eq. 3).
         decoder: a store of the same codec and of samples of the same kind, whose decoder is used as it is. The new
             file holds the same network, byte for byte, so that a memory of both keeps one.
@@ -189,7 +190,9 @@ class _Job:
         self.output, self.seed = Path(output), seed
         check_target(self.output, force=force)
 
-    def run(self, subject: Subject, target: Target | None, *, resume: bool, others: Sequence[str | None] = ()) -> None:
+    def run(
+        self, subject: Subject, target: Target | None, *, resume: Resume, others: Sequence[str | None] = ()
+    ) -> None:
         """Encode into the output."""
         codec = subject.codec
         limits = target and [target.max_bytes, target.max_mse]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +14,25 @@ from learning_runs import CLASSES, TRAIN, config
 from torch import nn
 
 from krstore.errors import TargetUnreachableError, UsageError
-from krstore.learning.data import open_dataset
+from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.harness import learn
 from krstore.learning.learners.kril import KRIL
 from krstore.learning.recall import Recall
 from krstore.learning.streams import Batch
 from krstore.memory import Memory
 from krstore.progress import _Silent
+from krstore.source import Source
+from krstore.testing import ArraySource
+
+
+class Noted(_Silent):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
 
 
 @pytest.mark.parametrize("through", [True, False])
@@ -78,6 +90,50 @@ def test_a_krnet_teaches_itself_or_stands_beside_others(data: Path, tmp_path: Pa
     assert [entry.codec for entry in memory.manifest.stores] == ["krnet"] * stores
     assert memory.classes == dict.fromkeys(range(CLASSES), TRAIN)
     assert result.finished
+
+
+@pytest.mark.parametrize("update", ["merge", "double"])
+def test_a_merge_that_is_interrupted_is_done_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: str
+) -> None:
+    """Between taking a task's samples as they are and reciting them."""
+    settings = {"memory.codec": "krnet", "memory.ratio": 2.0, "memory.update": update}
+    settings["memory.settings"] = {"iterations": 3, "c0": 4, "d0": 8}
+    whole = learn(config(data, "kril", **settings), tmp_path / "whole")
+    original, calls = Memory.merge, itertools.count()
+
+    def once(self: Memory, *arguments: Any, **options: Any) -> Any:
+        if not next(calls):
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Memory, "merge", once)
+    with pytest.raises(KeyboardInterrupt):
+        learn(config(data, "kril", **settings), tmp_path / "run")
+    assert "raw" in {entry.codec for entry in Memory(tmp_path / "run" / "memory").manifest.stores}
+    result = learn(config(data, "kril", **settings), tmp_path / "run")
+    assert [step.confusion for step in result.steps] == [step.confusion for step in whole.steps]
+    assert [step.memory_bytes for step in result.steps] == [step.memory_bytes for step in whole.steps]
+
+
+def test_a_task_that_the_first_ones_decoder_cannot_hold_gets_its_own(data: Path, tmp_path: Path) -> None:
+    settings = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 4.0, "order": "ascending"}
+    given = open_dataset(data)
+    for scale in (1, 20):
+        train, test = (_scaled(source, scale) for source in (given.train, given.test))
+        notes = Noted()
+        result = learn(
+            config(data, "kril", **settings), tmp_path / str(scale), dataset=Dataset.of(train, test), progress=notes
+        )
+        assert result.finished
+        assert sum("task 2 gets a decoder of its own" in note for note in notes.said) == (scale > 1)
+
+
+def _scaled(source: Source, scale: float) -> ArraySource:
+    """Return samples, those of the last task's classes times a factor."""
+    assert source.labels is not None
+    features = source.read(np.arange(source.spec.samples))
+    return ArraySource(features * np.where(source.labels >= 40, scale, 1)[:, None, None, None], source.labels)
 
 
 def test_a_budget_is_kept_at_every_step(data: Path, tmp_path: Path) -> None:
@@ -194,15 +250,10 @@ def test_a_step_done_again_does_not_take_its_own_samples_for_old_ones(data: Path
 
 
 def test_raw_new_samples_beside_decoded_old_ones_are_told_of(data: Path, tmp_path: Path) -> None:
-    class Noted(_Silent):
-        said: ClassVar[list[str]] = []
-
-        def note(self, message: str) -> None:
-            self.said.append(message)
-
+    notes = Noted()
     settings = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 4, "steps": 1, "base": 3}
-    learn(config(data, "replay", **settings, **{"memory.through_codec": False}), tmp_path / "raw", progress=Noted())
-    assert sum("do not pass through the lossy codec" in line for line in Noted.said) == 1
-    Noted.said.clear()
-    learn(config(data, "replay", **settings), tmp_path / "through", progress=Noted())
-    assert not any("lossy codec" in line for line in Noted.said)
+    learn(config(data, "replay", **settings, **{"memory.through_codec": False}), tmp_path / "raw", progress=notes)
+    assert sum("do not pass through the lossy codec" in line for line in notes.said) == 1
+    notes.said.clear()
+    learn(config(data, "replay", **settings), tmp_path / "through", progress=notes)
+    assert not any("lossy codec" in line for line in notes.said)
