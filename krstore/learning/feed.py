@@ -110,12 +110,12 @@ class Feed:
         parts: list[Replayable] = [shown] if old is None else [shown, old]
         if task.number and learner.held_out:
             parts, held_out = hold_out(parts, task.first, learner.held_out, self._seed(task))
-        kept = [held(part) for part in parts]
+        kept = [held(part, self.device) for part in parts]
         return self._stream(task, kept[0], kept[1] if len(kept) > 1 else None, batch_size), held_out
 
     def remembered(self, task: Task, samples: Replayable, batch_size: int) -> Stream:
         """Return the batches of what the memory holds."""
-        return self._stream(task, held(samples), None, batch_size)
+        return self._stream(task, held(samples, self.device), None, batch_size)
 
     def _stream(self, task: Task, samples: Replayable, old: Replayable | None, batch_size: int) -> Stream:
         return Stream(

@@ -77,14 +77,20 @@ class _Held:
         """All are kept already."""
 
 
-def held(samples: Replayable, limit: int = HELD_BYTES) -> Replayable:
-    """Return samples decoded once and kept in memory, if they take at most `limit` bytes; else as they are."""
+def held(samples: Replayable, device: str, limit: int | None = None) -> Replayable:
+    """Return samples decoded once and kept on a device, if they take at most `limit` bytes; else as they are.
+
+    By default that is 1 GiB, and on a GPU half of what is free there.
+    """
     if not len(samples):
         return samples
+    if limit is None:
+        on_gpu = device.startswith("cuda")
+        limit = torch.cuda.mem_get_info(torch.device(device))[0] // 2 if on_gpu else HELD_BYTES
     first = samples.decode_tensor(np.zeros(1, np.int64))
     if first.nbytes * len(samples) > limit:
         return samples
-    values = torch.empty((len(samples), *first.shape[1:]), dtype=first.dtype, device=first.device)
+    values = torch.empty((len(samples), *first.shape[1:]), dtype=first.dtype, device=device)
     for start in range(0, len(samples), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(samples)))
         values[start : start + len(rows)] = samples.decode_tensor(rows)

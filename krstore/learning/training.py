@@ -71,8 +71,8 @@ class Trainer:
                     module.eval()
                 for batch in stream.epoch():
                     terms = self._terms(losses or learner.losses, batch)
-                    loss = torch.stack(list(terms.values())).sum()
-                    figures = {name: float(value.detach()) for name, value in terms.items()}
+                    values = torch.stack(list(terms.values()))
+                    loss, figures = values.sum(), dict(zip(terms, values.tolist(), strict=True))
                     if not math.isfinite(sum(figures.values())):
                         raise UsageError(f"{label}: the loss is no longer finite ({figures}); lower the learning rate")
                     optimiser.zero_grad()
