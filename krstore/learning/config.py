@@ -147,6 +147,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
         features: learn from the features after `frozen_until` from the end of the first task on, and keep those in the
             memory instead of samples: the KRNet paper's F1 and F2. Of networks of `krstore.backbones`, or others whose
             body has `split`.
+        resize: see `krstore.learning.data.open_dataset`.
         mean, std: of stored images, after uint8 has been divided by 255.
         flip, crop: see `krstore.learning.streams.Augmentation`; only images are cropped.
         base_training, training: of the first task, and of those that follow.
@@ -182,6 +183,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     weights: str | None = None
     frozen_until: str | None = None
     features: bool = False
+    resize: Positive | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     flip: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ TEST_NAMES = ("test", "val", "features_test")
 TRAIN_NAMES = ("train", "features")
 PIXELS = 3 * 32 * 32
 RECORDS = 4096  # read at once
+LOOKED_AT = 64  # samples of a set
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Dataset:
         """Check that two sources belong together.
 
         Raises:
-            ArchiveError: one has no labels, their samples differ in shape or dtype, or a class is in one alone.
+            ArchiveError: one has no labels, their samples differ in shape or dtype, or a class is in one alone or goes
+                by another name there.
         """
         for name, source in (("training", train), ("test", test)):
             if source.labels is None:
@@ -48,10 +51,29 @@ class Dataset:
         odd = set(np.unique(train.labels).tolist()) ^ set(np.unique(test.labels).tolist())
         if odd:
             raise ArchiveError(f"class {min(odd)} is only in one of training and test set ({len(odd)} such classes)")
+        names, others = (source.spec.attributes.get("class_names") for source in (train, test))
+        if names is not None and others is not None and list(names) != list(others):
+            number = next(number for number, pair in enumerate(zip(names, others, strict=True)) if len({*pair}) > 1)
+            raise ArchiveError(
+                f"class {number} is {names[number]!r} in the training set and {others[number]!r} in the test set"
+            )
         return cls(train, test)
 
+    def fingerprint(self) -> str:
+        """Return a hash of shape, dtype, all labels and some samples, which tells that the data are not the same."""
+        digest = hashlib.sha256()
+        for source in (self.train, self.test):
+            spec = source.spec
+            ids = np.unique(np.linspace(0, spec.samples - 1, LOOKED_AT).astype(np.int64))
+            digest.update(repr((spec.samples, spec.shape, spec.dtype)).encode())
+            digest.update(np.asarray(source.labels, "<i8").tobytes())
+            digest.update(np.ascontiguousarray(source.read(ids)).tobytes())
+        return digest.hexdigest()
 
-def open_dataset(path: str | Path, test: str | Path | None = None, *, trust: bool = False) -> Dataset:
+
+def open_dataset(
+    path: str | Path, test: str | Path | None = None, *, resize: int | None = None, trust: bool = False
+) -> Dataset:
     """Open a training and a test set.
 
     Args:
@@ -60,6 +82,8 @@ def open_dataset(path: str | Path, test: str | Path | None = None, *, trust: boo
             folders of images; a folder with archives ``train`` and ``test``, or ``features`` and ``features_test``; or,
             with `test`, an archive, a store or a folder of class folders.
         test: the test set, where `path` is the training set alone.
+        resize: pixels that the shorter side of images in folders is scaled to, and of the square cut out of the middle;
+            default none, for images of one size.
         trust: see `krstore.archives.open_archive`.
 
     Raises:
@@ -68,7 +92,7 @@ def open_dataset(path: str | Path, test: str | Path | None = None, *, trust: boo
     """
     path = Path(path)
     if test is not None:
-        return Dataset.of(_open(path, trust), _open(Path(test), trust))
+        return Dataset.of(_open(path, resize, trust), _open(Path(test), resize, trust))
     if not path.is_dir():
         raise UsageError(f"{path} is a training set; name the test set too (--test), or a folder that has both")
     for folder in (path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):
@@ -85,7 +109,7 @@ def open_dataset(path: str | Path, test: str | Path | None = None, *, trust: boo
             f"{path} has no training and test set; expected train and test, as folders of class folders or as archives "
             f"({', '.join(ARCHIVES)}), or the binary files of CIFAR-10 or CIFAR-100"
         )
-    return Dataset.of(_open(sets[0], trust), _open(sets[1], trust))
+    return Dataset.of(_open(sets[0], resize, trust), _open(sets[1], resize, trust))
 
 
 def _named(folder: Path, name: str) -> list[Path]:
@@ -93,9 +117,9 @@ def _named(folder: Path, name: str) -> list[Path]:
     return [path for path in candidates if path.exists()]
 
 
-def _open(path: Path, trust: bool) -> Source:
+def _open(path: Path, resize: int | None, trust: bool) -> Source:
     if path.is_dir():
-        return ImageFolder(path)
+        return ImageFolder(path, resize, resize)
     if not path.exists():
         raise ArchiveError(f"{path} does not exist")
     return open_archive(path, trust=trust)

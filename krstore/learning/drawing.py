@@ -81,7 +81,7 @@ def tsne(group: Group) -> Figure:
     """Draw some classes' samples and what the memory decodes them to in one plane, as in the KRNet paper's Fig. 4."""
     run = group.runs[0]
     config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
-    scenario = scenario_of(config, open_dataset(config.data, config.test))
+    scenario = scenario_of(config, open_dataset(config.data, config.test, resize=config.resize))
     source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
     assert source.labels is not None
     chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from krstore.errors import ConfigError, OutputError, TargetUnreachableError, UsageError
+from krstore.errors import ConfigError, KrstoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.files import atomic_write
 from krstore.learning.config import build_run_config, merged
 from krstore.learning.data import Dataset, open_dataset
@@ -72,7 +72,8 @@ def frontier(
 
     Runs that are there already are not run again, unfinished ones go on, and what an earlier call has added to the
     folder with other methods, budgets or seeds is in the table too. `frontier.json` has the rows, `frontier.png` the
-    picture of accuracy against bytes.
+    picture of accuracy against bytes, of all that have ended, after each run. One that fails does not keep the others
+    from being run; its error is raised in the end.
 
     Args:
         methods: name of the row -> the method's name and its own settings.
@@ -87,7 +88,7 @@ def frontier(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        as `krstore.learning.learn`, but for budgets that cannot be kept to.
+        as `krstore.learning.learn`, the first run's that failed, but for budgets that cannot be kept to.
     """
     require_matplotlib()
     target = Path(folder)
@@ -102,17 +103,32 @@ def frontier(
     }
     if not configs:
         raise UsageError("name methods and budgets")
-    named = {(config.data, config.test) for config in configs.values()}
-    opened = {names: dataset or open_dataset(*names) for names in named}
+    named = {(config.data, config.test, config.resize) for config in configs.values()}
+    opened = {given: dataset or open_dataset(*given[:2], resize=given[2]) for given in named}
+    failed: list[KrstoreError] = []
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
             if not (place / UNREACHABLE).exists() or read_result(place).config != config:
                 try:
-                    learn(config, place, dataset=opened[config.data, config.test], progress=progress)
+                    learn(config, place, dataset=opened[config.data, config.test, config.resize], progress=progress)
                 except TargetUnreachableError as error:
                     _write(place / UNREACHABLE, str(error))
+                except OutputError:
+                    raise
+                except KrstoreError as error:
+                    failed.append(error)
+                    progress.note(f"{name}, {budget} bytes, seed {seed}: {error}")
+                _shown(target)
             bar.advance(1)
+    if failed:
+        progress.note(f"{len(failed)} of {len(configs)} runs failed")
+        raise failed[0]
+    return _shown(target)
+
+
+def _shown(target: Path) -> Rows:
+    """Write the table and the picture of all runs that have ended, and return its rows."""
     rows = _rows(target)
     _write(target / "frontier.json", json.dumps(rows, indent=1))
     _draw(rows, target / "frontier.png")

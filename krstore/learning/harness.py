@@ -60,7 +60,8 @@ def learn(
         ArchiveError: the data cannot be read.
         TargetUnreachableError: the codec cannot honour the memory's ratio or budget.
     """
-    return _Run(config, Path(folder), dataset or open_dataset(config.data, config.test), progress).run()
+    dataset = dataset or open_dataset(config.data, config.test, resize=config.resize)
+    return _Run(config, Path(folder), dataset, progress).run()
 
 
 def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
@@ -76,7 +77,7 @@ class _Run:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = resolve_device(config.device)
         self.dataset, self.scenario = dataset, scenario_of(config, dataset)
-        self.result = load_result(folder, config, self.scenario)
+        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), progress)
         self.feed = Feed.of(config, dataset, self.scenario, self.device)
         torch.manual_seed(config.seed)
         self.trainer = Trainer(self.device, config.precision, progress)

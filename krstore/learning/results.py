@@ -13,6 +13,7 @@ from krstore.files import atomic_write
 from krstore.learning import metrics
 from krstore.learning.config import RunConfig
 from krstore.learning.scenario import Scenario
+from krstore.progress import Progress
 
 __all__ = ["RESULT", "RunResult", "StepResult", "load_result", "read_result", "save_result"]
 
@@ -61,6 +62,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         config: of the run.
         versions: of what computed it.
         tasks: the classes of each task, by their labels in the data set.
+        data: the data's fingerprint; empty in results of before there was one.
         steps: those that are finished.
     """
 
@@ -68,6 +70,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     tasks: list[list[int]]
     steps: list[StepResult]
+    data: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepResult) -> RunResult:
@@ -159,26 +162,34 @@ def read_result(folder: Path) -> RunResult:
         raise CorruptStoreError(f"{path}: the results are malformed: {error}") from error
 
 
-def load_result(folder: Path, config: RunConfig, scenario: Scenario) -> RunResult:
+def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, progress: Progress) -> RunResult:
     """Return what a run's folder has so far; make the folder and an empty result where it has nothing.
 
+    Args:
+        data: the data's fingerprint.
+        progress: told where other versions have begun the run.
+
     Raises:
-        UsageError: the folder is of a run with another config.
+        UsageError: the folder is of a run with another config, or of other data.
         OutputError: it cannot be made.
     """
+    versions = {name: version(name) for name in ("krstore", "torch", "numpy")}
     if (folder / RESULT).exists():
         found = read_result(folder)
         if found.config != config:
             raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); name another folder")
+        if found.data not in ("", data):
+            raise UsageError(f"{folder} is of other data than {config.data} has now; name another folder")
+        if found.versions != versions and not found.finished:
+            progress.note(f"{folder} was begun with {_said(found.versions)}, and goes on with {_said(versions)}")
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
     result = RunResult(
-        config=config, versions={name: version(name) for name in ("krstore", "torch", "numpy")},
-        tasks=[list(task.names) for task in scenario.tasks], steps=[],
-    )  # fmt: skip
+        config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data
+    )
     save_result(folder, result)
     return result
 
@@ -187,6 +198,10 @@ def save_result(folder: Path, result: RunResult) -> None:
     """Replace a run's results, atomically."""
     with atomic_write(folder / RESULT) as file:
         file.write(msgspec.json.encode(result))
+
+
+def _said(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _difference(old: RunConfig, new: RunConfig) -> str:

@@ -46,6 +46,14 @@ def test_a_grid_is_run_once_and_grows(tmp_path: Path) -> None:
     assert found["replay"][40_000] == pytest.approx((sum(values) / 2, abs(values[0] - values[1]) / 2**0.5))
 
 
+def test_a_run_that_fails_does_not_keep_others_from_being_run(tmp_path: Path) -> None:
+    fast = {"training": {"learning_rate": 1e9}, "base_training": {"learning_rate": 1e9}}
+    with pytest.raises(UsageError, match="no longer finite"):
+        frontier({"fast": ("replay", fast), "slow": ("replay", {})}, [40_000], tmp_path, SETTINGS, dataset=images(20))
+    assert [row["name"] for row in json.loads((tmp_path / "frontier.json").read_text())] == ["slow"]
+    assert (tmp_path / "frontier.png").exists()
+
+
 def test_what_a_grid_may_be(tmp_path: Path) -> None:
     path = tmp_path / "grid.toml"
     path.write_text('[runs.a]\npreset = "fast"\n')

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import msgspec
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_the_same_seed_gives_the_same_results(data: Path, tmp_path: Path) -> Non
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[3])
+import h5py
 import msgspec
 from krstore.learning.config import RunConfig
 from krstore.learning.evaluation import evaluated, probed
@@ -172,6 +174,16 @@ def test_what_is_frozen_stays_after_the_first_task(data: Path, tmp_path: Path) -
     assert changed == set(), "the body is a convolution and its norm, both frozen"
     with pytest.raises(UnknownNameError, match="unknown module to freeze 'conv9'"):
         learn(config(data, "replay", frozen_until="conv9"), tmp_path / "other")
+
+
+def test_a_run_goes_on_with_the_same_data_alone(data: Path, tmp_path: Path) -> None:
+    built = config(data)
+    with pytest.raises(KeyboardInterrupt):
+        learn(built, tmp_path / "run", progress=KilledAfter(0))
+    with h5py.File(data / "train.h5", "r+") as file:
+        file["features"][0] += 1
+    with pytest.raises(UsageError, match="is of other data than"):
+        learn(built, tmp_path / "run")
 
 
 def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:

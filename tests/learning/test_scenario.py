@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from learning_runs import CLASSES, LABELS, TEST, TRAIN, samples
+from PIL import Image
 from torch import nn
 
 from krstore.errors import ArchiveError, UsageError
@@ -65,6 +66,19 @@ def test_the_published_binary_files_of_cifar(tmp_path: Path, fine: bool, skip: i
     (folder / f"{names[-1]}.bin").write_bytes(b"x" * 5000)
     with pytest.raises(ArchiveError, match="which are not records of"):
         open_dataset(tmp_path)
+
+
+def test_folders_of_images_are_brought_to_one_size_and_have_the_same_classes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, size in (("train/cat/a", (20, 30)), ("train/eel/b", (16, 16)), ("val/cat/c", (40, 18)),
+                       ("val/eel/d", (16, 17))):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    dataset = open_dataset(tmp_path, resize=16)
+    assert dataset.train.read(np.arange(2)).shape == (2, 16, 16, 3)
+    (tmp_path / "val" / "eel").rename(tmp_path / "val" / "fox")
+    with pytest.raises(ArchiveError, match="class 1 is 'eel' in the training set and 'fox' in the test set"):
+        open_dataset(tmp_path, resize=16)
 
 
 def test_tasks_follow_the_order_and_labels_are_places_in_it(data: Path) -> None:
