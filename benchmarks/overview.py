@@ -170,7 +170,12 @@ CODECS = {
 }  # fmt: skip
 
 FRONT = " --set frozen_until=layer3.0 --set features=true"
-OPTIONS = {"kril": FRONT, "kril-oracle": FRONT, "icarl": WITHOUT_RELU, "lucir": WITHOUT_RELU}
+IN_TEN = " --base 0 --steps 10"
+OPTIONS = {
+    "kril": FRONT, "kril-oracle": FRONT, "lucir": WITHOUT_RELU, "icarl": f"{IN_TEN} --order icarl{WITHOUT_RELU}",
+    "der": f"{IN_TEN} --order icarl", "memo": IN_TEN, "m2kd": IN_TEN, "lwf-mc": IN_TEN, "bic": " --base 0 --steps 5",
+    "wa": " --base 0 --steps 5",
+}  # fmt: skip
 LEARNERS = {
     name: Entry(what, source, _learn(name, OPTIONS.get(name, "")), _learnt(name))
     for name, what, source in (

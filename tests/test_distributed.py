@@ -70,8 +70,13 @@ def test_an_error_of_all_is_an_error(archive: Path, tmp_path: Path) -> None:
 REPLAYING = """
 import sys, torch, torch.distributed as dist
 from krstore import Memory
+from krstore.distributed import average, broadcast
 replay = Memory(sys.argv[1], device="cpu").replay(batch_size=7, seed=3)  # before it is known that there are two
 dist.init_process_group("gloo")
+means, first = torch.tensor([[1.0, 5], [3, 8]])[dist.get_rank()], torch.tensor([dist.get_rank() + 4])
+average([means])
+broadcast(first)
+assert (means.tolist(), first.tolist()) == ([2.0, 6.5], [4])
 own = [torch.cat([x[:, 0] for x, _ in replay]) for _ in range(2)]  # two epochs
 everyone = [None, None]
 dist.all_gather_object(everyone, own)

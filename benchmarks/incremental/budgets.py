@@ -3,7 +3,8 @@
 `--data` names a folder as `learning` takes it, with a folder `images` in it: `train.h5` and `test.h5`, all of CIFAR-100
 as uint8. B50, T = 10, *all* 500 samples of a class, an epoch a task; the budget is that of the memory when all 100
 classes have come. Images pass through the frozen network up to `layer3.0` each time, so that the same layers are
-trained. Raw features and images are fewer, and get four epochs.
+trained. Raw features and images are fewer, and get four epochs. Twenty images of each class are the exemplars that the
+papers have.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from benchmarks.incremental.runs import resumed
 
 MEGABYTE = 1_000_000
 BUDGETS = (1, 2, 5, 10, 25)
+TWENTY_OF_EACH = 6.1  # megabytes of so many images a class
 SEEDED = (1, 5)
 SEEDS = (0, 1, 2)
 FEW_ITERATIONS = {"iterations": 400}
@@ -57,6 +59,8 @@ def _runs(run: Run) -> list[tuple[str, float | None, int, str, dict[str, Any]]]:
             for name, (method, own) in CASES.items():
                 settings = {**shared, **own, "memory.budget": megabytes * MEGABYTE, "seed": seed}
                 found.append((name, megabytes, seed, method, settings))
+    twenty = {**shared, **IMAGES, **RAW, "memory.per_class": 20, "seed": 0}
+    found.append(("replay, raw images", TWENTY_OF_EACH, 0, "replay", twenty))
     return found
 
 

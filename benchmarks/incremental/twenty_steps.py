@@ -2,10 +2,10 @@
 
 `--data` names a folder with `train.h5` and `test.h5`, all of CIFAR-100 at 16x16 (`python -m benchmarks.archives
 halved`). Preset `small`, six epochs a task, in bfloat16. The budget is that of twenty ResNet-8 and of 2,000 lossless
-images that DER has beside them; what others save on networks, they have in images. MEMO has what its authors' code
-adds, an auxiliary loss and aligned weights, and, as there, blocks shared by all tasks that learn with each. DER's
-classifier is trained anew on its exemplars for ten epochs; fine-tuned, the others learn as long from theirs, balanced,
-and MEMO's weights are not aligned.
+images; DER's classifier, of all their embeddings, takes the bytes of some 700 of these, and what others save on
+networks, they have in images. MEMO has what its authors' code adds, an auxiliary loss and aligned weights, and, as
+there, blocks shared by all tasks that learn with each. DER's classifier is trained anew on its exemplars for ten
+epochs; fine-tuned, the others learn as long from theirs, balanced, and MEMO's weights are not aligned.
 """
 
 from __future__ import annotations

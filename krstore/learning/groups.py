@@ -19,7 +19,7 @@ __all__ = ["FIGURES", "Group", "collect"]
 
 FIGURES = (
     "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting", "backward_transfer",
-    "forward_transfer",
+    "forward_transfer", "representation_backward_transfer", "representation_forward_transfer",
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def _svg(figure: Figure) -> str:
 def _page(groups: Sequence[Group], pictures: dict[str, str]) -> str:
     heads = (
         "method", "seeds", "last, %", "average, %", "average without step 0, %", "forgetting, %", "F, %", "BWT, %",
-        "FWT, %", "bytes", "of the network",
+        "FWT, %", "BWT of representations, %", "FWT of representations, %", "bytes", "of the network",
     )  # fmt: skip
     rows = []
     for group in groups:

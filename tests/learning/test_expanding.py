@@ -26,6 +26,7 @@ from krstore.learning.learners._expanding import auxiliary_labels
 from krstore.learning.learners.base import Learner
 from krstore.learning.learners.der import DER
 from krstore.learning.learners.memo import MEMO
+from krstore.learning.learners.wa import aligned
 from krstore.learning.network import Network, stored_bytes
 from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
@@ -280,6 +281,18 @@ def test_memos_shared_blocks_stay_where_the_first_task_is_larger(first: int, sai
     assert learner.body.shared_fixed == fixed
 
 
+@pytest.mark.parametrize("align", [False, True])
+def test_memo_aligns_its_classifier_where_asked_to(align: bool) -> None:
+    own = network()
+    learner = MEMO({"align": align}, own, 0)
+    own.grow(4)
+    learner.begin_step(SECOND)
+    before, bias = own.head.weight.detach().clone(), own.head.bias.detach().clone()
+    learner.end_step(SECOND, lambda count=None: iter([]))
+    torch.testing.assert_close(own.head.weight, aligned(before, 2) if align else before)
+    assert torch.equal(own.head.bias, bias)
+
+
 def test_memo_trains_what_is_shared_where_asked_to() -> None:
     own = network()
     learner = MEMO({"train_shared": True}, own, 0)
@@ -298,6 +311,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "der, pruned": {"options.pruning": True, "options.sparsity": 3.0},
     "memo": {"options.auxiliary": 1.0, "options.align": True},
 }
+
+
+def test_masks_sharpen_from_the_first_batch_of_each_epoch_to_the_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1), b of B batches of an epoch (Eq. 11)."""
+    seen, original = list[float](), ChannelMasks.sharpen
+    monkeypatch.setattr(ChannelMasks, "sharpen", lambda self, passed: (seen.append(passed), original(self, passed))[1])
+    learn(config("der", **SETTINGS["der, pruned"], **{"memory.per_class": 5}), tmp_path, dataset=images())
+    assert seen[:6] == [0.0, 0.5, 1.0] * 2  # 40 samples, batches of 16, two epochs
+
+
+def test_der_without_expansion_has_one_extractor(tmp_path: Path) -> None:
+    settings = {"options.expansion": False, "memory.per_class": 5}
+    result = learn(config("der", **settings), tmp_path, dataset=images())
+    assert [step.network_bytes for step in result.steps] == [stored_bytes(tiny()) + 4 * 9 * c for c in (2, 4)]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -322,7 +351,7 @@ def test_a_run_counts_its_networks_and_goes_on_after_a_kill(name: str, tmp_path:
         assert sizes[-1] < 4 * stored_bytes(tiny())
 
 
-@pytest.mark.parametrize("method", ["replay", "der", "memo", "lucir"])
+@pytest.mark.parametrize("method", ["replay", "der", "memo", "bic", pytest.param("lucir", marks=pytest.mark.slow)])
 def test_a_budget_of_all_is_kept_at_every_step(method: str, tmp_path: Path) -> None:
     budget = 60_000
     run = config(method, **{"budget": budget, "steps": 4, "memory.exemplars": "herding", "memory.codec": "raw"})
@@ -349,8 +378,21 @@ def test_a_model_or_603_exemplars() -> None:
     assert (9 * model) // image + 2000 == 7431
     memo = parameters(shared) + 10 * parameters(special)
     assert (10 * model + 2000 * image - memo) // image == 3312
-    curve = (7.6, 12.4, 16.0, 19.8, 23.5)  # the budgets of its curves, MiB: so many models and 2,000 images, about
-    assert [round((size * 2**20 - 2000 * image) / model) for size in curve] == [1, 4, 6, 8, 10]
+    twenty = parameters(shared) + 20 * parameters(special)
+    assert (20 * model + 2000 * image - twenty) // image == 4771
+    depths = {2: 12.4, 3: 16.0, 4: 19.8, 5: 23.5}  # its curves: ten ResNet-14, 20, 26 and 32, and 2,000 images, MiB
+    for blocks, said in depths.items():
+        models = 10 * parameters(ResNet((blocks,) * 3, (16, 32, 64), 100, "A"))
+        assert (models + 2000 * image) / 2**20 == pytest.approx(said, abs=0.15)
+
+
+@pytest.mark.parametrize(("specialised", "expected"), [(1, 14_819_152), (2, 18_017_104)])
+def test_memos_bytes_after_ten_tasks(specialised: int, expected: int) -> None:
+    """Stages as they are stored: the shared ones once, the others ten times, and a classifier of 640 inputs."""
+    body = resnet32()
+    body.fc = nn.Identity()
+    learner = MEMO({"specialised": specialised}, Network(body, 64), 0)
+    assert learner.final_bytes(10, 100) == expected
 
 
 def test_a_budget_counts_networks_as_stored_and_the_paper_their_parameters() -> None:

@@ -43,6 +43,21 @@ def test_top_5_by_hand() -> None:
     assert (found["accuracy"], found["top5"]) == (0.25, 0.5)
 
 
+def test_a_confusion_matrix_by_hand() -> None:
+    class Fixed(Finetune):
+        def predict(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    network = Network(nn.Identity(), 3)
+    network.grow(3)
+    said, truth = torch.tensor([0, 2, 2, 1, 2, 2, 0]), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    tasks = [Task(0, 0, 2, (7, 8)), Task(1, 2, 3, (9,))]
+    found = evaluated(Fixed({}, network, 0), [(nn.functional.one_hot(said, 3).float(), truth)], tasks)
+    assert found["confusion"] == [[1, 0, 2], [0, 1, 1], [1, 0, 1]], "a row a true class"
+    assert found["by_task"] == [2 / 5, 1 / 2]
+    assert found["accuracy"] == 3 / 7
+
+
 def test_a_probe_judges_representations_by_training_samples_of_all_classes() -> None:
     class Known(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,24 @@ def test_penalties_and_how_importances_are_kept() -> None:
     assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize(("learner_type", "strength", "expected"), [(EWC, 10, 60.0), (MAS, 10, 120.0)])
+def test_a_change_of_the_last_tasks_weights_is_pulled_back(
+    learner_type: type[EWC | MAS], strength: float, expected: float
+) -> None:
+    """One weight moves by 2 with importance 3: 3 * 2^2 * strength, half of it for EWC; new classes are free."""
+    network = two_weights()
+    learner = learner_type({"strength": strength}, network, 0)
+    learner.load_state({name: torch.full_like(value, 3.0) for name, value in network.named_parameters()})
+    learner.begin_step(Task(1, 2, 3, (9,)))
+    network.grow(3)
+    batch = Batch(X, torch.tensor([2, 2]), torch.tensor([False, False]))
+    assert learner.losses(batch)["pull"].item() == 0
+    with torch.no_grad():
+        network.head.weight[1, 0] += 2
+        network.head.weight[2] += 5
+    assert learner.losses(batch)["pull"].item() == pytest.approx(expected)
+
+
 def test_a_cross_entropy_over_new_classes_leaves_old_ones_alone() -> None:
     logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 1.0]])
     y = torch.tensor([1, 2])

@@ -126,8 +126,10 @@ class DER(ExpandingLearner):
         self.network.head.reset_parameters()
 
     def exemplar_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross-entropy at a temperature."""
-        return {"ce": F.cross_entropy(self.network(batch.x) / self.config.temperature, batch.y)}
+        """Return the cross-entropy of the classifier alone, at a temperature."""
+        with torch.no_grad():
+            embedded = self.network.body(batch.x)
+        return {"ce": F.cross_entropy(self.network.head(embedded) / self.config.temperature, batch.y)}
 
     def final_bytes(self, tasks: int, classes: int) -> int:
         """Return the same; where channels are removed, with extractors to come as small as the last one.
