@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bars"]
 
+DAY = 24 * 3600.0  # seconds that a rate is taken over; rich's half a minute is less than a step of a run may take
+
 
 class Bars:
     """Shows work as bars with rate, figures and time left.
@@ -37,6 +39,7 @@ class Bars:
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
+            speed_estimate_period=DAY,
             disable=not live,
         )
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from krstore.learning.blocks import alignment
 from krstore.learning.data import open_dataset
+from krstore.learning.feed import Feed
+from krstore.learning.front import cut, seen_through
 from krstore.learning.groups import Group
 from krstore.learning.harness import MEMORY, scenario_of
+from krstore.learning.network import build_network
+from krstore.learning.results import RunResult
+from krstore.learning.state import load_state
 from krstore.memory import Memory
 from krstore.pictures import in_a_plane
+from krstore.source import Source
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +86,11 @@ def confusion(group: Group) -> Figure:
 
 def tsne(group: Group) -> Figure:
     """Draw some classes' samples and what the memory decodes them to in one plane, as in the KRNet paper's Fig. 4."""
-    run = group.runs[0]
-    config, memory = run.config, Memory(group.folders[0] / MEMORY, device="cpu")
-    scenario = scenario_of(config, open_dataset(config.data, config.test, resize=config.resize))
-    source, labels = scenario.train_until(len(scenario.tasks) - 1), memory.samples.labels
+    memory = Memory(group.folders[0] / MEMORY, device="cpu")
+    source, labels = _encoded(group.runs[0], group.folders[0]), memory.samples.labels
     assert source.labels is not None
-    chosen = np.linspace(0, scenario.classes - 1, min(TSNE_CLASSES, scenario.classes)).astype(int)
+    classes = group.classes[-1]
+    chosen = np.linspace(0, classes - 1, min(TSNE_CLASSES, classes)).astype(int)
     parts = []
     for label in chosen:
         parts.append(source.read(np.flatnonzero(source.labels == label)[:TSNE_SAMPLES]))
@@ -101,6 +107,20 @@ def tsne(group: Group) -> Figure:
     axes.set(title=f"{group.name}: {len(chosen)} classes", xticks=[], yticks=[])
     axes.legend(fontsize="small")
     return figure
+
+
+def _encoded(run: RunResult, folder: Path) -> Source:
+    """Return all training samples as the run encoded them: as the data has them, or as its front sees them."""
+    config = run.config
+    dataset = open_dataset(config.data, config.test, resize=config.resize)
+    scenario = scenario_of(config, dataset)
+    if config.features and config.frozen_until is not None:
+        feed = Feed.of(config, dataset, scenario, "cpu")
+        network = build_network(config.model, config.weights, feed.example(dataset), config.model_args)
+        front = cut(network, config.frozen_until)
+        front.load_state_dict(load_state(folder / f"step{len(run.steps)}.safetensors", "cpu")["front"])
+        scenario = scenario_of(config, seen_through(dataset, front, feed.prepare, "cpu"))
+    return scenario.train_until(len(scenario.tasks) - 1)
 
 
 def blocks(group: Group, steps: Mapping[int, Mapping[str, torch.Tensor]]) -> Figure:

@@ -109,6 +109,12 @@ class _Run:
             )
             self.recall.check(len(self.result.steps))
             self._share_budget()
+        elif (
+            self.learner.rehearsal is Rehearsal.OPTIONAL
+            and config.budget is not None
+            and config.memory.exemplars is None
+        ):
+            progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
 
     def run(self) -> RunResult:
         """Do the steps that are left."""
@@ -125,30 +131,37 @@ class _Run:
                 "new samples do not pass through the lossy codec (through_codec=false): the network may learn to tell "
                 "old from new by how sharp they are"
             )
-        for task in self.scenario.tasks[len(self.result.steps) :]:
-            began = time.monotonic()
-            self._step(task)
-            tasks = self.scenario.tasks[: task.number + 1]
-            measured = evaluated(self.learner, self.feed.test(task), tasks)
-            representation = list[float]()
-            if self.config.probe:
-                representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
-            held_bytes = self.learner.held()
-            step = StepResult(
-                seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-                held_bytes=held_bytes, network_bytes=stored_bytes(self.network) + self._front_bytes(),
-                probed=representation, alone=None if self.alone is None else self.alone.accuracy,
-                alone_probed=None if self.alone is None else self.alone.probed, **measured,
-            )  # fmt: skip
-            if self.budget is not None:
-                self.budget.check(step)
-            self.result = self.result.with_step(step)
-            self._finish(task)
-            self.progress.note(
-                f"step {task.number}: {100 * step.accuracy:.2f} % of {task.stop} classes, "
-                f"{step.memory_bytes + sum(held_bytes.values()):,} bytes, {step.seconds:.0f} s"
-            )
+        left = self.scenario.tasks[len(self.result.steps) :]
+        with self.progress.task(self.config.method, len(left), "steps") as bar:
+            for task in left:
+                self._learn(task)
+                bar.advance(1)
         return self.result
+
+    def _learn(self, task: Task) -> None:
+        """Do a step, measure what the learner knows then, and write it down."""
+        began = time.monotonic()
+        self._step(task)
+        tasks = self.scenario.tasks[: task.number + 1]
+        measured = evaluated(self.learner, self.feed.test(task), tasks)
+        representation = list[float]()
+        if self.config.probe:
+            representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
+        held_bytes = self.learner.held()
+        step = StepResult(
+            seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
+            held_bytes=held_bytes, network_bytes=stored_bytes(self.network) + self._front_bytes(),
+            probed=representation, alone=None if self.alone is None else self.alone.accuracy,
+            alone_probed=None if self.alone is None else self.alone.probed, **measured,
+        )  # fmt: skip
+        if self.budget is not None:
+            self.budget.check(step)
+        self.result = self.result.with_step(step)
+        self._finish(task)
+        self.progress.note(
+            f"step {task.number}: {100 * step.accuracy:.2f} % of {task.stop} classes, "
+            f"{step.memory_bytes + sum(held_bytes.values()):,} bytes, {step.seconds:.0f} s"
+        )
 
     def _share_budget(self) -> None:
         """Give the memory what of the whole budget network and method will leave it."""

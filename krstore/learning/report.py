@@ -45,7 +45,6 @@ def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = Fa
     pictures |= {f"confusion_{number}": drawing.confusion(group) for number, group in enumerate(groups)}
     if tsne:
         kept = {number: group for number, group in enumerate(groups) if (group.folders[0] / MEMORY).exists()}
-        kept = {number: group for number, group in kept.items() if not group.runs[0].config.features}
         pictures |= {f"tsne_{number}": drawing.tsne(group) for number, group in kept.items()}
     analysed = {number: read_analysis(group.folders[0]) for number, group in enumerate(groups)}
     pictures |= {f"blocks_{n}": drawing.blocks(groups[n], steps) for n, steps in analysed.items() if steps}

@@ -16,6 +16,7 @@ from krstore.errors import ConfigError, UnknownNameError, UsageError
 from krstore.learning.front import cut, seen_through
 from krstore.learning.harness import learn
 from krstore.learning.network import Network, stored_bytes
+from krstore.learning.report import report
 from krstore.memory import Memory
 
 FEATURES: dict[str, Any] = {"features": True, "frozen_until": "layer1", "memory.codec": "raw"}
@@ -35,6 +36,16 @@ def test_front_and_rest_are_the_network() -> None:
     pixels = torch.from_numpy(dataset.train.read(np.array([3, 1]))).permute(0, 3, 1, 2).float()
     np.testing.assert_allclose(features, front(pixels).numpy(), rtol=1e-5)
     assert seen.train.read(np.empty(0, np.int64)).shape == (0, *seen.train.spec.shape)
+
+
+def test_a_report_draws_features_beside_what_the_memory_decodes(tmp_path: Path) -> None:
+    dataset = images()
+    for name, source in (("train", dataset.train), ("test", dataset.test)):
+        np.savez(tmp_path / f"{name}.npz", features=source.read(np.arange(source.spec.samples)), labels=source.labels)
+    lossy = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 3}
+    learn(config("kril", **FEATURES | lossy, data=str(tmp_path)), tmp_path / "run")
+    report([tmp_path / "run"], tmp_path / "report", tsne=True)
+    assert "replayed" in (tmp_path / "report" / "tsne_0.svg").read_text()
 
 
 def test_a_run_keeps_features_and_its_front_stays_and_counts(tmp_path: Path) -> None:
