@@ -190,12 +190,16 @@ def replay(document: Document) -> str:
     trained = document["trained"]
     cells = [
         [
-            row["name"], f"{row['uncached']:,.0f}", f"{row['uncached'] / trained:.1f}", f"{row['cached']:,.0f}",
-            f"{row['cached'] / trained:.1f}",
+            row["name"],
+            *(
+                said
+                for how in ("uncached", "cached", "mixed")
+                for said in (f"{row[how]:,.0f}", f"{row[how] / trained:.1f}")
+            ),
         ]
         for row in document["rows"]
-    ]  # fmt: skip
-    head = ["", "samples a second", "times training", "from the cache", "times training"]
+    ]
+    head = ["", "samples a second", "times training", "from the cache", "times training", "mixed in", "times training"]
     said = f"{archive(document)} Training: {trained:,.0f} samples a second."
     return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
 
