@@ -223,7 +223,7 @@ def _indexed(source: SnapshotSource, name: str) -> tuple[Index, Array]:
             raise ArchiveError(
                 f"{name}[{place}] is {values[first]} after step {step}; from step {index[first]}, the first at which "
                 f"it is not 0, it was {kept[first]} ({len(changed):,} weights of {name} have changed). Weights that a "
-                f"step has taken must stay; if each step has its own {name}, say so: --set per_step={name}"
+                f"step has taken must stay; if each step has its own {name}, say so: --per-step {name}"
             )
         minus = np.flatnonzero(free & (values == 0) & (bits != 0))
         if minus.size:

@@ -49,6 +49,22 @@ def test_states_go_into_a_store_and_come_back(cli: Any, snapshots: Path) -> None
                 np.testing.assert_array_equal(before[step][name][()], after[step][name][()])
 
 
+def test_parameters_of_each_step_are_named(cli: Any, tmp_path: Path) -> None:
+    source = example_states()
+    taken = tuple(int(i[0]) for i in np.nonzero(source.states[0]["conv.weight"]))
+    source.states[2]["conv.weight"][taken] += 1
+    archive = tmp_path / "changed.h5"
+    with write_snapshots(archive, source.spec) as writer:
+        for state in source.states:
+            writer.append(state)
+    refused = cli("encode", archive, "--codec", "packnet")
+    assert refused.code == 1
+    assert "--per-step conv.weight" in refused.err
+    decoded = cli("encode", archive, "--codec", "packnet", "--per-step", "conv.*").out
+    assert "packnet (snapshot)" in decoded
+    assert "per_step" in cli("encode", archive, "--codec", "deltas", "--per-step", "conv.*").err
+
+
 def test_stores_of_both_kinds_are_listed_apart(cli: Any, archive: Path, snapshots: Path) -> None:
     states = cli("encode", snapshots, "--codec", "rounded", "--ratio", "1.1", "--json").json["path"]
     samples = cli("encode", archive, "--codec", "raw", "--json").json["path"]

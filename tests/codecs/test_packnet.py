@@ -90,7 +90,7 @@ def test_a_weight_that_changes_is_named(value: float, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"conv\.weight\[.*\] is .* after step 2; from step 0") as caught:
         encoded(changed("conv.weight", place, value), tmp_path / "a.krs")
     assert f"[{', '.join(map(str, place))}] is {value}" in str(caught.value)
-    assert "--set per_step=conv.weight" in str(caught.value)
+    assert "--per-step conv.weight" in str(caught.value)
     assert not (tmp_path / "a.krs").exists()
 
 

@@ -67,6 +67,12 @@ def encode(
     decoder: Annotated[
         Path | None, option("--decoder", help="A store whose decoder is used as it is; of the same codec.")
     ] = None,
+    per_step: Annotated[
+        str | None,
+        option(
+            "--per-step", metavar="PATTERNS", help="Parameters that each step has its own of, as conv1.*,fc.weight."
+        ),
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     force: Force = False,
@@ -96,7 +102,7 @@ def encode(
         raise UsageError(f"{target} is the archive itself, which is never replaced; name another -o")
     given: dict[str, Any] = {
         "preset": preset,
-        "settings": parse_settings(settings or []),
+        "settings": parse_settings(settings or []) | ({} if per_step is None else {"per_step": per_step}),
         "device": device,
         "seed": seed,
         "force": force,

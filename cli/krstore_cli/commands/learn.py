@@ -49,6 +49,7 @@ def learn(
         option("--exemplars", help="Keep some samples of each class: herding, mnemonics, random, kmeans; or none."),
     ] = None,
     adjust: Annotated[bool, option("--adjust", help="Train old exemplars against each other after each task.")] = False,
+    no_pruning: Annotated[bool, option("--no-pruning", help="m2kd: keep every earlier network whole.")] = False,
     ratio: Ratio = None,
     budget: Annotated[
         int | None,
@@ -96,7 +97,7 @@ def learn(
         "data": _text(data), "test": _text(test), "base": base, "steps": steps, "order": order, "model": model,
         "weights": _text(weights), "memory.codec": codec, "memory.exemplars": exemplars,
         "memory.adjust": {} if adjust else None, "memory.ratio": ratio, "budget": budget, "device": device,
-        "seed": seed, **parse_settings(settings or []),
+        "options.pruning": False if no_pruning else None, "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
     first = build_run_config(method, given, preset=preset, file=config)
     results = []
