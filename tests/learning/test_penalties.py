@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from krstore.learning import training
+from krstore.learning.config import Training
 from krstore.learning.learners._importance import mean_over_samples, penalty
 from krstore.learning.learners.base import cross_entropy
 from krstore.learning.learners.ewc import EWC
@@ -16,6 +20,7 @@ from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
+from krstore.progress import SILENT
 
 
 def two_weights() -> Network:
@@ -71,6 +76,30 @@ def test_penalties_and_how_importances_are_kept() -> None:
     assert MAS({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 30
     ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda count=None: iter([(X, Y)]))
     assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
+
+
+class Once:
+    """A stream of one batch."""
+
+    batches = 1
+
+    def epoch(self) -> Iterator[Batch]:
+        yield Batch(X, torch.tensor([1, 2]), torch.tensor([True, False]))
+
+
+def test_training_slows_krils_body_down_by_twenty(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(nn.Linear(2, 2), 2)
+    network.grow(3)
+    learner, task = KRIL({}, network, 0), Task(1, 2, 3, (0,))
+    learner.begin_step(task)
+    rates = []
+    monkeypatch.setattr(
+        training, "optimiser_of",
+        lambda groups, given: (rates.extend(group["lr"] for group in groups), torch.optim.SGD(groups, 1.0))[1],
+    )  # fmt: skip
+    trainer = training.Trainer("cpu", "float32", SILENT)
+    trainer.train(learner, task, Training(epochs=1, learning_rate=0.2, milestones=()), Once(), "step")  # type: ignore[arg-type]
+    assert rates == pytest.approx([0.01, 0.2])
 
 
 @pytest.mark.parametrize(("learner_type", "strength", "expected"), [(EWC, 10, 60.0), (MAS, 10, 120.0)])
