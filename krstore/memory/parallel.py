@@ -93,7 +93,8 @@ def extend(
         broadcast(hashes)
     memory.reload()
     entries = {entry.sha256: entry for entry in memory.manifest.stores}
-    return [entries[bytes(row.tolist()).hex()] for row in hashes]
+    names = [bytes(row.tolist()).hex() for row in hashes]
+    return [entries[name] for name in names if name in entries]  # another process may have dropped some by now
 
 
 def _identity(path: Path) -> list[str | int]:

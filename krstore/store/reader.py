@@ -50,7 +50,7 @@ class Store(StoreFile[Header]):
 
     @property
     def exact(self) -> bool:
-        """Whether the decoded samples are those of the source, bit for bit."""
+        """Whether the decoded samples are equal to those of the source."""
         return self.quality.mse == 0
 
     @functools.cached_property
