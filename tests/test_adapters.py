@@ -91,10 +91,7 @@ def test_lightning_shares_the_new_task_among_processes(shuffle: bool) -> None:
         shared(DataLoader(loader.dataset, sampler=WeightedRandomSampler([1.0] * 40, 40)), 0, 2)
 
 
-@pytest.mark.filterwarnings("ignore:.*trainer")
-def test_lightning_takes_a_new_task_through_the_codec_too(
-    replay: krstore.Replay, new: DataLoader[Any], tmp_path: Path
-) -> None:
+def test_lightning_takes_a_new_task_through_the_codec_too(new: DataLoader[Any], tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     from krstore.adapters.lightning import ReplayDataModule
 

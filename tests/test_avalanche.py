@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,16 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, Any] = {"benchmark": benchmark(), "network": lambda: nn.Sequential(*layers())}
     for block in page.split("```python\n")[1:]:
         exec(block.split("```")[0], names)
+
+
+def test_new_samples_beside_a_lossy_codecs_are_warned_of(tmp_path: Path) -> None:
+    for number, (codec, said) in enumerate((("webp", 1), ("webp_lossless", 0))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            StoredExemplars(24, tmp_path / f"exemplars{number}", codec=codec)
+        assert sum("new samples are sharper" in str(one.message) for one in caught) == said
+    for number, (through_codec, said) in enumerate(((False, 1), (True, 0))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            features(tmp_path / f"features{number}", codec="transform", through_codec=through_codec)
+        assert sum("leave through_codec on" in str(one.message) for one in caught) == said

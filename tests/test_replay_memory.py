@@ -431,7 +431,9 @@ while not finished:
     if not pid:
         change(path, stop)
         os._exit(0)
-    finished = os.waitpid(pid, 0)[1] == 0
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    finished = status == 0
     memory = Memory(path)
     memory.verify()
     seen.append(states.index((len(memory.stores), tuple(memory.classes.items()))))

@@ -1,11 +1,10 @@
 """Learners: every method on one protocol, with backward and forward transfer, of predictions and of representations.
 
 Data and tasks are those of `exemplars`, at the preset `small` as it is: ten epochs a task, twenty for DER and thirty of
-its classifier on exemplars, thirty for LwF-MC and M2KD. LwF has exemplars too. MEMO is measured as the paper
-has it, and with what its authors' code adds.
-Beside each run a network of random weights learns each task alone, for as many epochs, from what the method sees
-(forward transfer), and after each step a linear classifier of the embeddings is fitted to training samples of all
-classes seen (transfer of representations).
+its classifier on exemplars, thirty for LwF-MC and M2KD. LwF has exemplars too. MEMO is measured as the paper has it,
+and with what its authors' code adds. Beside each run a network of random weights learns each task alone, for as many
+epochs, from what the method sees (forward transfer), and after each step a linear classifier of the embeddings is
+fitted to training samples of all classes seen (transfer of representations).
 """
 
 from __future__ import annotations

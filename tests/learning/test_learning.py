@@ -126,7 +126,6 @@ def test_the_same_seed_gives_the_same_results(data: Path, tmp_path: Path) -> Non
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[3])
-import h5py
 import msgspec
 from krstore.learning.config import RunConfig
 from krstore.learning.evaluation import evaluated, probed
