@@ -166,7 +166,7 @@ class _Run:
     def _share_budget(self) -> None:
         """Give the memory what of the whole budget network and method will leave it."""
         if self.budget is not None and self.recall is not None and not self.config.memory.counted:
-            own = self.learner.final_bytes(len(self.scenario.tasks), self.scenario.classes)
+            own = self.learner.final_bytes([task.stop for task in self.scenario.tasks])
             self.recall.budget = self.budget.left(own + self._front_bytes())
 
     def _memory_bytes(self, task: Task) -> int:

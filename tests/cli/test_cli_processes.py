@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import resource
@@ -138,18 +139,19 @@ def test_help_and_version(process: Any) -> None:
 def test_starting_is_quick(store: Path, arguments: tuple[str, ...], limit: float) -> None:
     command = [str(KRSTORE), *(str(store) if part == "STORE" else part for part in arguments)]
     least = [sys.executable, "-c", "import numpy, rich.console, typer"]  # torch alone takes nine times as long
-    assert _processor_seconds(command) < limit * _processor_seconds(least)
+    ours, theirs = math.inf, math.inf  # the least of several runs, in turn: other processes must not fail a test
+    for _ in range(10):
+        ours, theirs = min(ours, _processor_seconds(command)), min(theirs, _processor_seconds(least))
+        if ours < limit * theirs:
+            return
+    pytest.fail(f"{ours:.3f} s of a processor, beside {theirs:.3f} s")
 
 
 def _processor_seconds(command: list[str]) -> float:
-    """Return the least time of three, of the processor: another process beside this one must not fail a test."""
-    costs = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(costs)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize(

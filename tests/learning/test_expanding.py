@@ -35,6 +35,7 @@ from krstore.memory import Memory
 from krstore.testing import ArraySource
 
 FIRST, SECOND = Task(0, 0, 2, (0, 1)), Task(1, 2, 4, (2, 3))
+TEN_TENS, FOUR = range(10, 101, 10), range(1, 5)  # classes that have come with each task
 
 
 def tiny(shortcut: str = "A") -> ResNet:
@@ -392,7 +393,7 @@ def test_memos_bytes_after_ten_tasks(specialised: int, expected: int) -> None:
     body = resnet32()
     body.fc = nn.Identity()
     learner = MEMO({"specialised": specialised}, Network(body, 64), 0)
-    assert learner.final_bytes(10, 100) == expected
+    assert learner.final_bytes(TEN_TENS) == expected
 
 
 def test_a_budget_counts_networks_as_stored_and_the_paper_their_parameters() -> None:
@@ -402,9 +403,9 @@ def test_a_budget_counts_networks_as_stored_and_the_paper_their_parameters() -> 
     assert stored_bytes(body) == 463_504 * 4 + statistics
     assert stored_bytes(body) // 3072 == 606  # of images, where the paper has 603
     images, mebibyte = 2000 * 3072, 2**20
-    one = Learner.final_bytes(get_learner("replay")({}, Network(body, 64), 0), 10, 100)
+    one = Learner.final_bytes(get_learner("replay")({}, Network(body, 64), 0), TEN_TENS)
     assert one == stored_bytes(body) + 4 * 100 * 65
-    ten = DER({}, Network(copy.deepcopy(body), 64), 0).final_bytes(10, 100)
+    ten = DER({}, Network(copy.deepcopy(body), 64), 0).final_bytes(TEN_TENS)
     assert ten == 10 * stored_bytes(body) + 4 * 100 * 641
     assert Budget(one + images, "replay").left(one) == images
     assert (Budget(ten + images, "replay").left(one) - images) // 3072 == 5533  # the paper's 5,431, statistics beside
@@ -458,7 +459,7 @@ def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_
 
 def test_what_pruned_extractors_have_come_to_is_what_later_ones_are_given(tmp_path: Path) -> None:
     learner = DER({"pruning": True}, Network(tiny(), 8), 0)
-    assert learner.final_bytes(4, 4) == 0
+    assert learner.final_bytes(FOUR) == 0
     untrained = {"epochs": 0, "milestones": ()}  # all channels stay
     given = {"options.pruning": True, "memory.per_class": 2, "steps": 4}
     nothing = config("der", **{**given, "training": untrained, "base_training": untrained})
@@ -468,11 +469,11 @@ def test_what_pruned_extractors_have_come_to_is_what_later_ones_are_given(tmp_pa
     learner.network.grow(1)
     learner.begin_step(Task(0, 0, 1, ("0",)))
     learner.prune(Task(0, 0, 1, ("0",)))
-    assert learner.final_bytes(4, 4) == last.network_bytes + held
+    assert learner.final_bytes(FOUR) == last.network_bytes + held
 
 
 def test_a_pruned_network_leaves_a_memory_what_it_does_not_take(tmp_path: Path) -> None:
-    whole = DER({}, Network(tiny(), 8), 0).final_bytes(4, 4)
+    whole = DER({}, Network(tiny(), 8), 0).final_bytes(FOUR)
     run = {"budget": whole, "steps": 4, "memory.exemplars": "herding", "memory.codec": "raw"}
     with pytest.raises(TargetUnreachableError, match="the network of der"):
         learn(config("der", **run), tmp_path / "whole", dataset=images(200))

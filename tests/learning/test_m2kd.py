@@ -167,6 +167,19 @@ def test_a_run_that_is_interrupted_ends_as_if_it_had_not_been(
         assert [step.held_bytes for step in again.steps] == [step.held_bytes for step in whole.steps]
 
 
+@pytest.mark.parametrize("settings", [{}, {"options.pruning": False}, {"options.pruning": False, "options.skip": 1}])
+def test_exemplars_get_what_the_networks_leave_of_a_budget(
+    data: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    budget = 36_000
+    kept = [
+        step.memory_bytes + step.network_bytes + sum(step.held_bytes.values())
+        for step in run(data, tmp_path / "run", **{**settings, "memory.exemplars": "herding", "budget": budget}).steps
+    ]
+    assert max(kept) <= budget
+    assert kept[-1] > budget - 5000  # one more of each class would not fit
+
+
 def teachers_asked(made: M2KD, groups: int) -> list[int]:
     """Return which teacher speaks for each group of classes."""
 

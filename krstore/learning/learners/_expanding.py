@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -83,14 +83,14 @@ class ExpandingLearner(Learner):
             terms["aux"] = self.config.auxiliary * F.cross_entropy(self._auxiliary(embedded[-1]), labels)
         return terms
 
-    def final_bytes(self, tasks: int, classes: int) -> int:
+    def final_bytes(self, stops: Sequence[int]) -> int:
         """Return the bytes of what there is, and of an extractor as large as the first for each task to come."""
-        return self._final_bytes(tasks, classes, self._extractor_bytes, self._full_width)
+        return self._final_bytes(stops, self._extractor_bytes, self._full_width)
 
-    def _final_bytes(self, tasks: int, classes: int, each: int, width: int) -> int:
+    def _final_bytes(self, stops: Sequence[int], each: int, width: int) -> int:
         """Return the bytes with an extractor of `each` bytes and of `width` embeddings for each task to come."""
-        later = tasks - len(self.body.extractors) if self._expands else 0
-        return stored_bytes(self.body) + later * each + 4 * classes * (self.network.width + later * width + 1)
+        later = len(stops) - len(self.body.extractors) if self._expands else 0
+        return stored_bytes(self.body) + later * each + 4 * stops[-1] * (self.network.width + later * width + 1)
 
     def reshape(self, state: Mapping[str, Tensor]) -> None:
         """Give the body as many extractors as were saved."""

@@ -21,7 +21,7 @@ memory and its bytes, checkpoints. A learner says what its paper adds, at these 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
@@ -160,12 +160,12 @@ class Learner(ABC):
         """Return the bytes, by name, of what the method keeps between steps beside network and memory."""
         return {name: tensor.nbytes for name, tensor in self.state().items()}
 
-    def final_bytes(self, tasks: int, classes: int) -> int:
-        """Return the bytes that network and method will come to when all tasks have come, with all classes.
+    def final_bytes(self, stops: Sequence[int]) -> int:
+        """Return the bytes that network and method will come to, where so many classes have come with each task.
 
         The most that they can, but for methods whose networks shrink, which learn it as tasks come.
         """
-        classifier = 4 * classes * (self.network.width + 1)
+        classifier = 4 * stops[-1] * (self.network.width + 1)
         return stored_bytes(self.network.body) + classifier + sum(self.held().values())
 
     def reshape(self, state: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ task stays as it is from then on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -83,9 +83,9 @@ class BiC(DistillingLearner):
         """Return the cross-entropy of corrected logits."""
         return {"ce": F.cross_entropy(self.predict(batch.x), batch.y)}
 
-    def final_bytes(self, tasks: int, classes: int) -> int:
+    def final_bytes(self, stops: Sequence[int]) -> int:
         """Return the bytes of the network and of the pairs of all classes."""
-        return super().final_bytes(tasks, classes) + 8 * (classes - len(self._pairs))
+        return super().final_bytes(stops) + 8 * (stops[-1] - len(self._pairs))
 
     def state(self) -> dict[str, Tensor]:
         """Return the pairs, one a class."""

@@ -17,7 +17,7 @@ it anew.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -131,17 +131,17 @@ class DER(ExpandingLearner):
             embedded = self.network.body(batch.x)
         return {"ce": F.cross_entropy(self.network.head(embedded) / self.config.temperature, batch.y)}
 
-    def final_bytes(self, tasks: int, classes: int) -> int:
+    def final_bytes(self, stops: Sequence[int]) -> int:
         """Return the same; where channels are removed, with extractors to come as small as the last one.
 
         What the first will be cut down to is not known before it has been: 0 until then.
         """
         if not self.config.pruning:
-            return super().final_bytes(tasks, classes)
+            return super().final_bytes(stops)
         if not self._kept:
             return 0
         each = stored_bytes(self.body.last)
-        return self._final_bytes(tasks, classes, each, len(self._kept[-1])) + sum(self.held().values())
+        return self._final_bytes(stops, each, len(self._kept[-1])) + sum(self.held().values())
 
     def state(self) -> dict[str, Tensor]:
         """Return which channels of the last extractor have stayed."""

@@ -17,7 +17,7 @@ import copy
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -32,7 +32,7 @@ from krstore.learning.learners._nearest import NearestMeanLearner
 from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.base import LearnerConfig, Rehearsal, SampleBatches, frozen
 from krstore.learning.learners.icarl import binary_loss
-from krstore.learning.network import Network
+from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.snapshots import HeldStates, State
@@ -42,7 +42,7 @@ from krstore.tensors import as_array
 __all__ = ["M2KD", "M2KDConfig", "auxiliary_loss"]
 
 
-OVERHEAD = 10_000  # of a store, for each network in it
+OVERHEAD = 1_000  # bytes of a store, for each network in it, beside its arrays
 
 
 class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
@@ -169,14 +169,17 @@ class M2KD(NearestMeanLearner):
         parts = itertools.zip_longest(shared, [*self._own.values(), last], fillvalue={})
         return [{name: as_array(tensor) for name, tensor in {**one, **own}.items()} for one, own in parts]
 
-    def final_bytes(self, tasks: int, classes: int) -> int:
+    def final_bytes(self, stops: Sequence[int]) -> int:
         """Return the most bytes of network and earlier ones: of their own arrays, and of the weights' steps."""
-        branch = 0 if self._branch is None else 4 * classes * (self._branch.in_features + 1)
-        network = super().final_bytes(tasks, classes) - sum(self.held().values())
-        shared = sum(4 * index.numel() for index in self._masks.index.values()) if self.config.pruning else 0
-        steps = math.ceil(shared / 4 * math.log2(tasks + 1) / 8)
-        earlier = tasks - 1 if self.config.pruning else len({*self._asked(tasks)} - {tasks - 1})
-        return network + branch + steps + earlier * (network - shared + branch + OVERHEAD)
+        tasks, body = len(stops), stored_bytes(self.network.body)
+        per_class = 4 * (self.network.width + 1)
+        if self._branch is not None:
+            per_class += 4 * (self._branch.in_features + 1)
+        shared = sum(index.numel() for index in self._masks.index.values()) if self.config.pruning else 0
+        steps = math.ceil(shared * math.log2(tasks + 1) / 8)
+        earlier = range(tasks - 1) if self.config.pruning else {*self._asked(tasks)} - {tasks - 1}
+        own = sum(body - 4 * shared + per_class * stops[step] + OVERHEAD for step in earlier)
+        return body + per_class * stops[-1] + steps + own
 
     def state(self) -> dict[str, Tensor]:
         """Return the earlier networks' own arrays, the weights' steps, and the auxiliary classifier."""
