@@ -21,14 +21,14 @@ from krstore.source import Source, Subset
 from krstore.store.writer import encode
 
 if TYPE_CHECKING:
+    from krstore.memory.collection import Collection
     from krstore.memory.manifest import Entry
-    from krstore.memory.memory import Memory
 
 __all__ = ["extend"]
 
 
 def extend(
-    memory: Memory,
+    memory: Collection,
     archives: Sequence[str | Path],
     codec: str = "transform",
     *,

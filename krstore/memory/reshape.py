@@ -31,8 +31,8 @@ from krstore.store.writer import encode
 if TYPE_CHECKING:
     import torch
 
+    from krstore.memory.collection import Collection
     from krstore.memory.manifest import Entry
-    from krstore.memory.memory import Memory
 
 __all__ = ["merge", "shrink", "storage", "trim"]
 
@@ -43,7 +43,7 @@ ENTRY_SLACK = 400  # bytes by which an entry of the manifest may grow
 class _Encoder:
     """How samples are encoded again; see `krstore.store.writer.encode`."""
 
-    memory: Memory
+    memory: Collection
     codec: str
     preset: str | None
     settings: Mapping[str, Any] | None
@@ -73,7 +73,7 @@ class _Encoder:
 
 
 def merge(
-    memory: Memory,
+    memory: Collection,
     codec: str | None = None,
     *,
     names: Sequence[str] | None = None,
@@ -128,7 +128,7 @@ def merge(
 
 
 def shrink(
-    memory: Memory,
+    memory: Collection,
     budget: int,
     codec: str | None = None,
     *,
@@ -186,7 +186,7 @@ def shrink(
         memory.replace(entries, shrunk)
 
 
-def trim(memory: Memory, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
+def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
     """Keep at most `per_class` samples of each class: the first ones of a store, shared by the stores that have some.
 
     Of exemplars, which lie in the order of their worth, these are the smaller set. They are stored again with what they
@@ -256,13 +256,13 @@ def _folder(what: str, *told: object) -> str:
     return f"{what}-{hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:16]}"
 
 
-def _check_samples(memory: Memory) -> int:
+def _check_samples(memory: Collection) -> int:
     if not len(memory):
         raise UsageError(f"the memory {memory.path} is empty; append stores to it first")
     return len(memory)
 
 
-def _named(memory: Memory, names: Sequence[str] | None) -> list[Entry]:
+def _named(memory: Collection, names: Sequence[str] | None) -> list[Entry]:
     known = {entry.name: entry for entry in memory.manifest.stores}
     for name in names or ():
         if name not in known:
@@ -270,7 +270,7 @@ def _named(memory: Memory, names: Sequence[str] | None) -> list[Entry]:
     return [entry for name, entry in known.items() if names is None or name in names]
 
 
-def _shared_networks(memory: Memory) -> dict[str, int]:
+def _shared_networks(memory: Collection) -> dict[str, int]:
     """Return the size, by hash, of each network that several stores decode with and can go on decoding with."""
     users = Counter(
         network
@@ -281,7 +281,7 @@ def _shared_networks(memory: Memory) -> dict[str, int]:
     return {network: memory.folder.network_bytes(network) for network, count in users.items() if count > 1}
 
 
-def _own_bytes(memory: Memory, entry: Entry, kept: Mapping[str, int]) -> int:
+def _own_bytes(memory: Collection, entry: Entry, kept: Mapping[str, int]) -> int:
     return entry.bytes + sum(
         memory.folder.network_bytes(network) for network in entry.networks.values() if network not in kept
     )
