@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 from typer.main import get_command
 
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, build_run_config, merged
 from krstore.learning.learners import get_learner
 from krstore.testing import example_source
 from krstore_cli.app import app, run
@@ -89,8 +90,31 @@ def test_the_runs_that_are_shown_have_options_that_there_are(monkeypatch: pytest
     monkeypatch.setattr("krstore.learning.harness.learn", learn)
     for words in shown:
         run(words)
-        config = built.pop()
-        msgspec.convert(config.options, get_learner(config.method).Config, strict=False)
+        check(built.pop())
+
+
+def test_the_grids_that_are_shown_have_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in (text for page in PAGES for text in blocks(page, "toml") if re.match(r"# \w+\.toml\n", text)):
+        Path(text.splitlines()[0].removeprefix("# ")).write_text(text)
+    shown = [words for page in PAGES for words in command_lines(page) if words[0] == "frontier"]
+    assert len(shown) >= 4
+    asked: list[tuple[Any, ...]] = []
+
+    def frontier(*given: Any, preset: str | None, **options: object) -> None:
+        asked.append((*given, preset))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_module("krstore.learning.frontier"), "frontier", frontier)
+    for words in shown:
+        run(words)
+        methods, budgets, _, settings, preset = asked.pop()
+        for method, own in methods.values():
+            check(build_run_config(method, {**merged(settings, own), "budget": budgets[0]}, preset=preset))
+
+
+def check(config: RunConfig) -> None:
+    msgspec.convert(config.options, get_learner(config.method).Config, strict=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
