@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 __all__ = ["average", "barrier", "broadcast", "joined", "processes"]
+
+PATIENCE = timedelta(days=30)  # how long a process waits for one whose share of a long fit is larger
 
 
 def processes() -> tuple[int, int]:
@@ -58,7 +61,7 @@ def joined() -> Iterator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield processes()[1] > 1
     finally:

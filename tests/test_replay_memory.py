@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import krstore
 from krstore import Memory
+from krstore.adapters._experiences import Experiences
 from krstore.errors import CorruptStoreError, KrstoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.memory.manifest import MANIFEST
 from krstore.testing import ArraySource, example_source
@@ -466,6 +467,32 @@ def test_processes_that_append_at_once_lose_nothing(memory: Memory, tmp_path: Pa
     assert memory.manifest.generation == 24
     memory.verify()
     assert memory.bytes == size_on_disk(memory)
+
+
+@pytest.mark.parametrize("asked", ["verify", "trim", "samples", "merge", "shrink"])
+def test_a_store_that_another_process_has_removed(asked: str, memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
+    own = Memory(memory.path, device="cpu")
+    memory.drop([1])
+    if asked == "verify":
+        assert list(own.verify()) == [memory.manifest.stores[0].name]
+    elif asked == "samples":
+        assert set(own.samples.labels.tolist()) == {2}
+    elif asked == "trim":
+        own.trim(3)
+        assert Memory(memory.path).classes == {2: 3}
+    else:
+        with pytest.raises(KrstoreError, match="was changed by another process meanwhile; try again"):
+            own.merge("pq", ratio=3) if asked == "merge" else own.shrink(own.bytes - 9, "pq")
+
+
+def test_what_an_adapter_was_told_to_drop_is_not_replayed(tmp_path: Path) -> None:
+    kept = Experiences(tmp_path / "memory", "raw", 0, "cpu", None)
+    kept.take(0, [torch.zeros(6, 4)], np.array([1, 1, 1, 2, 2, 2]))
+    kept.memory.drop([2])
+    samples = kept.samples()
+    assert samples is not None
+    assert (len(samples), kept.classes()) == (3, {1})
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])

@@ -15,7 +15,6 @@ from krstore.archives import write_archive
 from krstore.codec import Codec, Kind
 from krstore.errors import UsageError
 from krstore.memory import Memory
-from krstore.memory.manifest import Entry
 from krstore.memory.samples import MemorySamples
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, SourceSpec, default_channel_axis
@@ -55,8 +54,10 @@ class Experiences:
     def samples(self, before: int | None = None) -> MemorySamples | None:
         """Return what is kept of the experiences before one, by default of all that are finished."""
         stop = self.finished if before is None else before
-        stores = [store for store in self.memory.stores if _experience(store) < stop]
-        return MemorySamples(self.memory.path, stores, [()] * len(stores)) if stores else None
+        kept = [(entry, store) for entry, store in self.memory.pairs() if _experience(store) < stop]
+        if not kept:
+            return None
+        return MemorySamples(self.memory.path, [store for _, store in kept], [entry.dropped for entry, _ in kept])
 
     def classes(self, before: int | None = None) -> set[int]:
         """Return the labels of the same."""
@@ -67,8 +68,8 @@ class Experiences:
         self, number: int, batches: Iterable[Tensor], labels: Ids, attributes: Mapping[str, Any] | None = None
     ) -> Store:
         """Encode an experience's samples into a store, in the place of any of it or of later ones."""
-        stale = [entry for entry, store in self._entries() if _experience(store) >= number]
-        kept = [store for _, store in self._entries() if _experience(store) < number]
+        stale = [entry for entry, store in self.memory.pairs() if _experience(store) >= number]
+        kept = [store for _, store in self.memory.pairs() if _experience(store) < number]
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "samples.h5"
             _write(archive, batches, labels, number, attributes or {})
@@ -79,9 +80,6 @@ class Experiences:
             (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
         self.finished = number + 1
         return self.memory.stores[self.memory.manifest.stores.index(entry)]
-
-    def _entries(self) -> list[tuple[Entry, Store]]:
-        return list(zip(self.memory.manifest.stores, self.memory.stores, strict=True))
 
 
 def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class Alone(NamedTuple):
 def training_alone(config: RunConfig) -> Training:
     """Return how it is trained: in as many epochs as the method trains a task for."""
     own = config.alone_training or config.training
-    return replace(shortened(own, config.training.epochs / own.epochs), epochs=config.training.epochs)
+    return replace(shortened(own, config.training.epochs / max(1, own.epochs)), epochs=config.training.epochs)
 
 
 def learn_alone(

@@ -18,10 +18,10 @@ from krstore.errors import UsageError
 from krstore.files import atomic_path
 from krstore.learning.expansion import Extractors
 
-__all__ = ["ANALYSIS", "Blocks", "alignment", "centred_kernel", "read_analysis", "write_analysis"]
+__all__ = ["ANALYSED", "ANALYSIS", "Blocks", "alignment", "centred_kernel", "read_analysis", "write_analysis"]
 
 ANALYSIS = "blocks.safetensors"
-ANALYSED = 256
+ANALYSED = 256  # samples whose feature maps are compared
 
 
 class Blocks:
@@ -86,7 +86,6 @@ class Blocks:
 
     def _kernels(self, body: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
         x = torch.cat([x for x, _ in batches])
-        chosen = x[torch.linspace(0, len(x) - 1, min(len(x), ANALYSED)).long()]
         seen: dict[int, Tensor] = {}
         hooks = [
             block.register_forward_hook(lambda _module, _given, output, n=n: seen.__setitem__(n, output.flatten(1)))
@@ -94,7 +93,7 @@ class Blocks:
         ]
         try:
             with torch.inference_mode():
-                body.eval()(chosen)
+                body.eval()(x)
         finally:
             for hook in hooks:
                 hook.remove()

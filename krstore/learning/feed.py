@@ -88,6 +88,11 @@ class Feed:
 
         return again
 
+    def few(self, samples: Subset, count: int) -> Batches:
+        """Yield so many samples, or all if there are no more, evenly from first to last."""
+        total = samples.spec.samples
+        return self.batches(Subset(samples, np.linspace(0, total - 1, min(total, count)).astype(np.int64)))
+
     def held_out(self, parts: list[Replayable]) -> Batches:
         """Yield what `stream` has held out."""
         return batches_held(parts, self.prepare, self.device)

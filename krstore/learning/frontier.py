@@ -105,7 +105,7 @@ def frontier(
         raise UsageError("name methods and budgets")
     named = {(config.data, config.test, config.resize) for config in configs.values()}
     opened = {given: dataset or open_dataset(*given[:2], resize=given[2]) for given in named}
-    failed: list[KrstoreError] = []
+    failed: list[Exception] = []
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
@@ -116,7 +116,7 @@ def frontier(
                     _write(place / UNREACHABLE, str(error))
                 except OutputError:
                     raise
-                except KrstoreError as error:
+                except (KrstoreError, RuntimeError, MemoryError) as error:  # a GPU's memory is a RuntimeError
                     failed.append(error)
                     progress.note(f"{name}, {budget} bytes, seed {seed}: {error}")
                 _shown(target)

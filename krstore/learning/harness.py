@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from krstore.errors import UsageError
 from krstore.learning.agreement import agreed_memory
 from krstore.learning.alone import Alone, learn_alone, training_alone
-from krstore.learning.blocks import Blocks, read_analysis, write_analysis
+from krstore.learning.blocks import ANALYSED, Blocks, read_analysis, write_analysis
 from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
@@ -115,6 +115,8 @@ class _Run:
             and config.memory.exemplars is None
         ):
             progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
+        elif config.memory.asked_for:
+            progress.note(f"{config.method} has no memory; what the options say of one is left aside")
 
     def run(self) -> RunResult:
         """Do the steps that are left."""
@@ -166,8 +168,10 @@ class _Run:
     def _share_budget(self) -> None:
         """Give the memory what of the whole budget network and method will leave it."""
         if self.budget is not None and self.recall is not None and not self.config.memory.counted:
-            own = self.learner.final_bytes([task.stop for task in self.scenario.tasks])
-            self.recall.budget = self.budget.left(own + self._front_bytes())
+            own = self.learner.final_bytes([task.stop for task in self.scenario.tasks]) + self._front_bytes()
+            if self.config.transfer:
+                own += self.network.scale_bytes
+            self.recall.budget = self.budget.left(own)
 
     def _memory_bytes(self, task: Task) -> int:
         """Return what is kept of the tasks so far: the memory's files, or for upper bounds the samples themselves."""
@@ -176,12 +180,12 @@ class _Run:
         return self.recall.memory.bytes if self.recall else 0
 
     def _step(self, task: Task) -> None:
-        torch.manual_seed(1000 * self.config.seed + task.number)
         new = self.scenario.train(task.number)
         learner, first = self.learner, task.number == 0
-        trained = first and self.given == task.stop
         if self.recall is not None and self.recall.takes_first and not first:
+            self._draw_anew(task)
             self.recall.take(task.number, new, self._seeing())
+        self._draw_anew(task)  # as if what is in the memory already had been taken again
         if self.network.classes < task.stop:
             self.network.grow(task.stop)
         if self.config.transfer and not first:
@@ -190,24 +194,13 @@ class _Run:
         learner.imprint(task, self.feed.some(new))
         if self._state("trained", task.number).exists():
             self._load(self._state("trained", task.number))
-        elif not trained:
-            training = self.config.base_training if first else self.config.training
-            self.alone = self._learn_alone(task, new) if self.config.alone and not first else None
-            stream, held_out = self.feed.stream(task, new, learner, self.recall, training.batch_size)
-            blocks = Blocks(self.network.body) if self.config.analyse else None
-            self._train(task, training, stream, blocks=blocks)
-            if blocks is not None:
-                self._analyse(task, blocks)
-            again = learner.prune(task)
-            if again:
-                self._train(task, shortened(training, again), stream)
-            if held_out:
-                learner.calibrate(lambda count=None: self.feed.held_out(held_out))
+        elif not (first and self.given == task.stop):
+            self._learn_from(task, new)
             self._save("trained", task.number)
         if self.config.features and first:
             self._cut()
             new = self.scenario.train(0)
-        torch.manual_seed(1000 * self.config.seed + task.number)
+        self._draw_anew(task)
         learner.end_step(task, self.feed.some(new))
         if self.recall is not None:
             self._share_budget()
@@ -215,10 +208,30 @@ class _Run:
             self.recall.adjust(task, self._seeing)
             known = self.recall.memory.samples
             if self.config.finetuning is not None and not first:
+                self._draw_anew(task)
                 learner.begin_finetuning(task)
                 remembered = self.feed.remembered(task, known, self.config.finetuning.batch_size)
                 self._train(task, self.config.finetuning, remembered, learner.exemplar_losses)
             learner.remember(lambda count=None: self.feed.batches(known))
+
+    def _learn_from(self, task: Task, new: Subset) -> None:
+        """Train on a task's samples and what is replayed beside them; all of them are let go of in the end."""
+        training = self.config.training if task.number else self.config.base_training
+        self.alone = self._learn_alone(task, new) if self.config.alone and task.number else None
+        stream, held_out = self.feed.stream(task, new, self.learner, self.recall, training.batch_size)
+        blocks = Blocks(self.network.body) if self.config.analyse else None
+        self._train(task, training, stream, blocks=blocks)
+        if blocks is not None:
+            self._analyse(task, blocks)
+        again = self.learner.prune(task)
+        if again:
+            self._train(task, shortened(training, again), stream)
+        if held_out:
+            self.learner.calibrate(lambda count=None: self.feed.held_out(held_out))
+
+    def _draw_anew(self, task: Task) -> None:
+        """Seed what is drawn next by the task, whatever a resumed step has left out."""
+        torch.manual_seed(1000 * self.config.seed + task.number)
 
     def _cut(self) -> None:
         """Let what is frozen stand before the network, whose samples are its features from here on."""
@@ -249,7 +262,7 @@ class _Run:
 
     def _analyse(self, task: Task, blocks: Blocks) -> None:
         """Write what the blocks have done; feature maps are those of the first task's test samples."""
-        found = blocks.measured(self.network.body, self.feed.test(self.scenario.tasks[0]))
+        found = blocks.measured(self.network.body, self.feed.few(self.scenario.test_until(0), ANALYSED))
         write_analysis(self.folder, {**read_analysis(self.folder), task.number: found})
 
     def _learn_alone(self, task: Task, new: Subset) -> Alone:

@@ -104,10 +104,18 @@ class Network(nn.Module):
         The weight transfer of the mnemonics paper (from Sun et al., "Meta-transfer learning", CVPR 2019): learnt are
         the scales S in W * S, one for each pair of output and input channels.
         """
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d) and not parametrize.is_parametrized(module):
-                module.weight.requires_grad_(False)
-                parametrize.register_parametrization(module, "weight", _Scaled(module.weight))
+        for layer in self._unscaled():
+            layer.weight.requires_grad_(False)
+            parametrize.register_parametrization(layer, "weight", _Scaled(layer.weight))
+
+    @property
+    def scale_bytes(self) -> int:
+        """The bytes of the scales that `transfer` will add: 0 once it has."""
+        return sum(4 * layer.weight.shape[0] * layer.weight.shape[1] for layer in self._unscaled())
+
+    def _unscaled(self) -> list[nn.Conv2d]:
+        layers = [module for module in self.body.modules() if isinstance(module, nn.Conv2d)]
+        return [layer for layer in layers if not parametrize.is_parametrized(layer)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples (B, *shape) to logits (B, classes)."""

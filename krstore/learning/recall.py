@@ -72,6 +72,8 @@ class Recall:
             name, preset = self._selection, None
         if self._selection is not None and config.update in ("merge", "double"):
             raise ConfigError(f"memory: update={config.update} would choose among exemplars again; they are appended")
+        if config.exemplar_settings and self._selection is None:
+            raise ConfigError("memory: exemplar_settings are of exemplars; name some (exemplars, per_class or total)")
         for option in sorted(config.exemplar_settings.keys() & SAID.keys()):
             raise ConfigError(f"memory: exemplar_settings has {option}; say memory.{SAID[option]} instead")
         if config.adjust is not None and self._selection is None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from krstore.errors import UsageError
@@ -26,7 +27,7 @@ def save_state(path: Path, parts: Parts) -> None:
 
 
 def load_state(path: Path, device: str = "cpu") -> defaultdict[str, dict[str, Tensor]]:
-    """Return what was written; a part that is not there is empty.
+    """Return what was written, on a device but for float64, which not all have; a part that is not there is empty.
 
     Raises:
         UsageError: the file cannot be read.
@@ -35,10 +36,11 @@ def load_state(path: Path, device: str = "cpu") -> defaultdict[str, dict[str, Te
 
     parts: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     try:
-        with safe_open(path, "pt", device=device) as file:
+        with safe_open(path, "pt") as file:
             for full in list(file.keys()):
                 part, _, name = full.partition("/")
-                parts[part][name] = file.get_tensor(full)
+                value = file.get_tensor(full)
+                parts[part][name] = value if value.dtype is torch.float64 else value.to(device)
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from error
     return parts

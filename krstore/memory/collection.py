@@ -19,6 +19,8 @@ from krstore.store.reader import Store
 
 __all__ = ["AnyStore", "Collection"]
 
+CHANGED = "{} was changed by another process meanwhile; try again"
+
 AnyStore = Store | str | Path
 
 
@@ -83,6 +85,22 @@ class Collection:
                     raise
                 self._take(newer)
 
+    def pairs(self) -> list[tuple[Entry, Store]]:
+        """Return each store's entry and the open store."""
+        stores = self.stores  # opening them may read the manifest again
+        return list(zip(self.manifest.stores, stores, strict=True))
+
+    def opened(self, entries: Sequence[Entry]) -> list[Store]:
+        """Return the open stores of entries.
+
+        Raises:
+            KrstoreError: another process has removed one of them meanwhile.
+        """
+        found = {entry.sha256: store for entry, store in self.pairs()}
+        if any(entry.sha256 not in found for entry in entries):
+            raise KrstoreError(CHANGED.format(self.path))
+        return [found[entry.sha256] for entry in entries]
+
     @functools.cached_property
     def samples(self) -> MemorySamples:
         """All samples that are replayed, as one source.
@@ -90,7 +108,8 @@ class Collection:
         Raises:
             UsageError: the memory is empty.
         """
-        return MemorySamples(self.path, self.stores, [entry.dropped for entry in self.manifest.stores])
+        pairs = self.pairs()
+        return MemorySamples(self.path, [store for _, store in pairs], [entry.dropped for entry, _ in pairs])
 
     def append(self, *stores: AnyStore, progress: Progress = SILENT) -> list[Entry]:
         """Take copies of stores into the memory, all or none; a store that is in it already is not taken twice.
@@ -147,7 +166,7 @@ class Collection:
         opened = [store if isinstance(store, Store) else Store(store) for store in new]
         with self._changing() as (manifest, commit):
             if any(entry not in manifest.stores for entry in old):
-                raise KrstoreError(f"{self.path} was changed by another process meanwhile; try again")
+                raise KrstoreError(CHANGED.format(self.path))
             place = manifest.stores.index(old[0])
             entries = [entry for entry in manifest.stores if entry not in old]
             before = len(entries)
@@ -162,8 +181,9 @@ class Collection:
             CorruptStoreError: names the first damage found.
         """
         checked = {}
-        with progress.task("verify", len(self.manifest.stores), "stores") as task:
-            for entry, store in zip(self.manifest.stores, self.stores, strict=True):
+        pairs = self.pairs()
+        with progress.task("verify", len(pairs), "stores") as task:
+            for entry, store in pairs:
                 checked[entry.name] = sum(store.check().values())
                 task.advance()
         return checked

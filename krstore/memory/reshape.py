@@ -53,10 +53,7 @@ class _Encoder:
 
     def encode(self, entries: list[Entry], folder: Path, decoder: Store | None = None, **target: Any) -> Store:
         """Encode what these entries replay into a file named after all that it depends on; resumes, or finds it."""
-        known = {
-            entry.sha256: store for entry, store in zip(self.memory.manifest.stores, self.memory.stores, strict=True)
-        }
-        samples = MemorySamples(self.memory.path, [known[e.sha256] for e in entries], [e.dropped for e in entries])
+        samples = MemorySamples(self.memory.path, self.memory.opened(entries), [e.dropped for e in entries])
         shared = None if decoder is None else decoder.shared_decoder().sha256
         seen_by = None if self.task_model is None else weights_hash(self.task_model)
         identity = msgspec.json.encode(
@@ -167,7 +164,7 @@ def shrink(
         )
     with memory.folder.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
         shrunk = []
-        for entry, store in zip(entries, memory.stores, strict=True):
+        for entry, store in zip(entries, memory.opened(entries), strict=True):
             chosen = codec or entry.codec
             _check_dense(chosen, "shrunk")
             if get_sample_codec(chosen).lossless:
@@ -201,7 +198,7 @@ def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progres
     before: Counter[int] = Counter()  # how many of a class's stores have had their share
     old, new = [], []
     with memory.folder.working(_folder("trim", memory.manifest.stores, per_class, seed)) as folder:
-        for entry, store in zip(memory.manifest.stores, memory.stores, strict=True):
+        for entry, store in memory.pairs():
             samples = MemorySamples(memory.path, [store], [entry.dropped])
             parts = []
             for label, ids in class_indices(samples.labels).items():

@@ -44,6 +44,6 @@ def summarise(memory: Memory) -> dict[str, Any]:
                 "dropped": list(entry.dropped),
                 "nmse": store.quality.nmse,
             }
-            for entry, store in zip(memory.manifest.stores, memory.stores, strict=True)
+            for entry, store in memory.pairs()
         ],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_expanding import config, images, tiny
+from image_runs import config, images, tiny
 from torch import nn
 
 from krstore.errors import UsageError

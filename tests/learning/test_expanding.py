@@ -7,18 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from image_runs import config, images, tiny
 from learning_runs import KilledAfter
 from torch import Tensor, nn
 
 from krstore.backbones import ResNet, ResNetTail, resnet32
 from krstore.errors import ConfigError, TargetUnreachableError, UsageError
-from krstore.learning import harness
 from krstore.learning.budget import Budget
-from krstore.learning.config import RunConfig, build_run_config
-from krstore.learning.data import Dataset
+from krstore.learning.config import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._channels import SHARPEST, ChannelMasks, compensated, reshaped, widened
@@ -32,21 +30,9 @@ from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.memory import Memory
-from krstore.testing import ArraySource
 
 FIRST, SECOND = Task(0, 0, 2, (0, 1)), Task(1, 2, 4, (2, 3))
 TEN_TENS, FOUR = range(10, 101, 10), range(1, 5)  # classes that have come with each task
-
-
-def tiny(shortcut: str = "A") -> ResNet:
-    network = ResNet((1, 1), (4, 8), 2, shortcut)
-    network.fc = nn.Identity()  # type: ignore[assignment]
-    for module in network.modules():  # norms that are not neutral
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-    return network.eval()
 
 
 def network(width: int = 8) -> Network:
@@ -54,26 +40,6 @@ def network(width: int = 8) -> Network:
     made = Network(tiny(), width)
     made.grow(2)
     return made
-
-
-def images(each: int = 20, classes: int = 4) -> Dataset:
-    def source(count: int, seed: int) -> ArraySource:
-        rng = np.random.default_rng(seed)
-        labels = np.repeat(np.arange(classes), count)
-        centres = np.random.default_rng(7).integers(40, 216, (classes, 1, 1, 3))
-        pixels = np.clip(centres[labels] + rng.normal(0, 25, (len(labels), 8, 8, 3)), 0, 255)
-        return ArraySource(pixels.astype(np.uint8), labels)
-
-    return Dataset.of(source(each, 0), source(10, 1))
-
-
-def config(method: str, **settings: Any) -> RunConfig:
-    quick = {"epochs": 2, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
-    given = {
-        "data": "given", "model": "test_expanding:tiny", "base": 0, "steps": 2, "crop": 0, "base_training": quick,
-        "training": quick, "device": "cpu", **settings,
-    }  # fmt: skip
-    return build_run_config(method, given)
 
 
 # masks
@@ -480,30 +446,6 @@ def test_a_presets_memory_can_be_left_out(tmp_path: Path) -> None:
     assert [step.memory_bytes for step in result.steps] == [0, 0]
     with pytest.raises(ConfigError, match="exemplars=none, but icarl lives on a memory"):
         learn(config("icarl", **{"memory.exemplars": "none"}), tmp_path / "b", dataset=images())
-
-
-def test_a_pruned_run_that_was_killed_before_it_remembered_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = config("der", **{"options.pruning": True, "options.sparsity": 3.0, "memory.per_class": 5})
-    learn(run, tmp_path / "whole", dataset=images())
-    save = harness.save_state
-
-    def killed(path: Path, parts: Any) -> None:
-        save(path, parts)
-        if path.name == "trained1.safetensors":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(harness, "save_state", killed)
-    with pytest.raises(KeyboardInterrupt):
-        learn(run, tmp_path / "cut", dataset=images())
-    monkeypatch.undo()
-    learn(run, tmp_path / "cut", dataset=images())
-    assert (tmp_path / "cut" / "step2.safetensors").read_bytes() == (
-        tmp_path / "whole" / "step2.safetensors"
-    ).read_bytes()
-    result = read_result(tmp_path / "cut")
-    assert result.steps[-1].confusion == read_result(tmp_path / "whole").steps[-1].confusion
 
 
 def test_what_pruned_extractors_have_come_to_is_what_later_ones_are_given(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_runs import config, images, tiny
 from learning_runs import KilledAfter
 from safetensors.torch import load_file
-from test_expanding import config, images, tiny
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 from krstore.learning.front import cut, seen_through

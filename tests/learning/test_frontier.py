@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_expanding import images
+import torch
+from image_runs import images
 
 from krstore.errors import ConfigError, UsageError
-from krstore.learning import frontier
+from krstore.learning import frontier, harness
+from krstore.learning.config import RunConfig
 from krstore.learning.frontier import read_grid, summarised
 from krstore.learning.results import read_result
 
 QUICK = {"epochs": 1, "milestones": (), "learning_rate": 0.05, "batch_size": 16}
 SETTINGS: dict[str, Any] = {
-    "data": "given", "model": "test_expanding:tiny", "base": 0, "steps": 2, "crop": 0, "device": "cpu",
+    "data": "given", "model": "image_runs:tiny", "base": 0, "steps": 2, "crop": 0, "device": "cpu",
     "base_training": QUICK, "training": QUICK, "memory": {"exemplars": "herding", "codec": "raw"},
 }  # fmt: skip
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {"replay": ("replay", {}), "expanded": ("der", {"options": {}})}
@@ -52,6 +55,23 @@ def test_a_run_that_fails_does_not_keep_others_from_being_run(tmp_path: Path) ->
         frontier({"fast": ("replay", fast), "slow": ("replay", {})}, [40_000], tmp_path, SETTINGS, dataset=images(20))
     assert [row["name"] for row in json.loads((tmp_path / "frontier.json").read_text())] == ["slow"]
     assert (tmp_path / "frontier.png").exists()
+
+
+def test_a_run_without_memory_does_not_keep_others_from_being_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("krstore.learning.frontier")
+
+    def learn(config: RunConfig, *given: Any, **options: Any) -> Any:
+        if config.method == "der":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return harness.learn(config, *given, **options)
+
+    monkeypatch.setattr(module, "learn", learn)
+    methods = {"large": ("der", {}), "small": ("replay", {})}
+    with pytest.raises(torch.OutOfMemoryError):
+        frontier(methods, [40_000], tmp_path, SETTINGS, dataset=images(20))
+    assert [row["name"] for row in json.loads((tmp_path / "frontier.json").read_text())] == ["small"]
 
 
 def test_what_a_grid_may_be(tmp_path: Path) -> None:

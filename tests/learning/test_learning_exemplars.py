@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning_runs import CLASSES, body, config
+from learning_runs import CLASSES, KilledAfter, body, config
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from krstore.backbones import resnet8
 from krstore.errors import UsageError
+from krstore.learning.budget import Budget
 from krstore.learning.config import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
-from krstore.learning.network import Network
+from krstore.learning.network import Network, stored_bytes
 from krstore.learning.recall import Recall
 from krstore.learning.results import read_result
 from krstore.memory import Memory
@@ -110,6 +112,33 @@ def test_weight_transfer_leaves_convolutions_and_trains_their_factors(data: Path
     assert [step.confusion for step in again.steps] == [step.confusion for step in whole.steps]
 
 
+def test_a_budget_counts_the_factors_of_weight_transfer_before_there_are_any(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(resnet8(), 64)
+    before, added = stored_bytes(network), network.scale_bytes
+    network.transfer()
+    assert (stored_bytes(network) - before, network.scale_bytes) == (added, 0)
+    reckoned: list[int] = []
+    left = Budget.left
+    monkeypatch.setattr(Budget, "left", lambda self, own: (reckoned.append(own), left(self, own))[1])
+    for transfer in (False, True):
+        settings = {"memory.codec": None, "memory.exemplars": "herding", "transfer": transfer}
+        learn(config(data, "replay", budget=10_000, **settings), tmp_path / str(transfer))
+    plain, scaled = reckoned[: len(reckoned) // 2], reckoned[len(reckoned) // 2 :]
+    assert {own - other for own, other in zip(scaled, plain, strict=True)} == {4 * 4 * 8}
+
+
+def test_a_method_without_a_memory_says_that_options_of_one_are_left_aside(data: Path, tmp_path: Path) -> None:
+    class Noted(KilledAfter):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    said: list[str] = []
+    learn(config(data, "finetune", **{"memory.exemplars": "herding"}), tmp_path, progress=Noted(9))
+    assert any("finetune has no memory" in message for message in said)
+
+
 def _stopping(number: int) -> Any:
     original = Recall.take
 
@@ -143,6 +172,7 @@ def test_finetuning_is_on_balanced_exemplars_alone(data: Path, tmp_path: Path) -
     ("settings", "message"),
     [
         ({"memory.adjust": {}}, "adjust trains exemplars; name some"),
+        ({"memory.codec": "transform", "memory.exemplar_settings": {"candidates": 3}}, "exemplar_settings are of exem"),
         ({"memory.adjust": {}, "memory.per_class": 3, "memory.codec": "transform"}, "codec transform is lossy"),
         ({"memory.per_class": 3, "memory.update": "merge"}, "would choose among exemplars again"),
         ({"memory.per_class": 3, "memory.exemplar_settings": {"codec": "raw"}}, "say memory.codec instead"),

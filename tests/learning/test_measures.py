@@ -31,6 +31,12 @@ def test_forward_transfer_is_against_a_network_of_random_weights(data: Path, tmp
     assert "forward_transfer" not in plain.summary()
 
 
+def test_forward_transfer_of_a_task_that_is_not_trained_on(data: Path, tmp_path: Path) -> None:
+    untrained = {"epochs": 0, "milestones": ()}
+    steps = learn(config(data, "finetune", alone=True, training=untrained), tmp_path).steps
+    assert all(step.alone is not None for step in steps[1:])
+
+
 def test_top_5_by_hand() -> None:
     class Fixed(Finetune):
         def predict(self, x: torch.Tensor) -> torch.Tensor:

@@ -151,7 +151,8 @@ def _summary(facts: list[dict[str, Any]]) -> Any:
         values = [100 * one[name] for one in facts]
         return f"{mean(values):.2f} %" + (f" +- {stdev(values):.2f}" if len(values) > 1 else "")
 
-    kept, network = facts[0]["memory_bytes"] + facts[0]["held_bytes"], facts[0]["network_bytes"]
+    kept = max(one["memory_bytes"] + one["held_bytes"] for one in facts)
+    network = max(one["network_bytes"] for one in facts)
     return output.block(
         facts[0]["method"],
         [

@@ -257,7 +257,7 @@ def _like(old: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     """Return a convolution like another, of these weights."""
     made = copy.deepcopy(old)
     made.out_channels, made.in_channels = weight.shape[:2]
-    made.weight = nn.Parameter(weight.clone())
+    made.weight = nn.Parameter(weight.clone(memory_format=torch.channels_last))
     return made
 
 

@@ -157,7 +157,9 @@ class GFR(Learner):
         return {} if self._generator is None else dict(self._generator.state_dict())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a generator."""
+        """Take up a generator, if there is one yet."""
+        if not state:
+            return
         self._generator = Generator(self.config.latent, self.config.hidden, self.network.width)
         self._generator.grow(len(state["classes.weight"]))
         self._generator.load_state_dict(dict(state))
