@@ -52,11 +52,16 @@ def growing(document: Document) -> str:
             name, str(len(rows)), _spread([100 * row["last"] for row in rows]),
             _spread([100 * row["average_incremental"] for row in rows]), f"{max(row['bytes'] for row in rows):,}",
             " ".join(f"{mean(own) / 1000:.0f}" for own in zip(*(row["network_bytes"] for row in rows), strict=True)),
+            _thousands([count for row in rows for count in row.get("parameters", [])]),
         ]
         for name, rows in _named(document).items()
     ]  # fmt: skip
-    head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step"]
+    head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step", "#Params, k"]
     return f"{table(head, cells)}\n\n{footer(document)}"
+
+
+def _thousands(values: list[int]) -> str:
+    return f"{mean(values) / 1000:.1f}" if values else ""
 
 
 def budgets(document: Document) -> str:

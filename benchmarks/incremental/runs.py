@@ -65,6 +65,7 @@ def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict
         "classes": np.cumsum([len(task) for task in result.tasks]).tolist(),
         "bytes": summary["memory_bytes"] + summary["held_bytes"],
         "network_bytes": [step.network_bytes for step in result.steps],
+        "parameters": [step.parameters for step in result.steps],
         **{figure: summary[figure] for figure in (*KEPT, *OTHERS) if figure in summary},
     }  # fmt: skip
 

@@ -150,9 +150,11 @@ class _Run:
         if self.config.probe:
             representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
         held_bytes = self.learner.held()
+        whole: list[nn.Module] = [self.network] if self.front is None else [self.front, self.network]
         step = StepResult(
             seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
-            held_bytes=held_bytes, network_bytes=stored_bytes(self.network) + self._front_bytes(),
+            held_bytes=held_bytes, network_bytes=sum(map(stored_bytes, whole)),
+            parameters=sum(p.numel() for part in whole for p in part.parameters()),
             probed=representation, alone=None if self.alone is None else self.alone.accuracy,
             alone_probed=None if self.alone is None else self.alone.probed, **measured,
         )  # fmt: skip

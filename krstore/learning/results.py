@@ -31,6 +31,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         memory_bytes: of the memory's files after the step.
         held_bytes: by name, of what else the method keeps beside the network.
         network_bytes: of the network's weights and norm statistics, as stored.
+        parameters: of the network, frozen ones too; 0 in results of before they were counted. DER's #Params is the mean
+            over steps.
         other_accuracy: by name, of the method's other ways to predict.
         alone: accuracy on the step's own classes of a network of random weights that was trained on what the learner
             saw; `None` unless the run asks for it (see `krstore.learning.config.RunConfig`).
@@ -48,6 +50,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     held_bytes: dict[str, int]
     seconds: float
     network_bytes: int = 0
+    parameters: int = 0
     other_accuracy: dict[str, float] = {}
     alone: float | None = None
     probed: list[float] = []
@@ -107,6 +110,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
             "network_bytes": last.network_bytes,
+            "mean_parameters": metrics.average_incremental(np.array([step.parameters for step in self.steps])),
             "seconds": sum(step.seconds for step in self.steps),
             **{
                 f"{figure}_{name}": value

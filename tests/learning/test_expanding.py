@@ -338,8 +338,11 @@ def test_a_run_counts_its_networks_and_goes_on_after_a_kill(name: str, tmp_path:
     sizes = [step.network_bytes for step in whole.steps]
     assert [step.network_bytes for step in again.steps] == sizes
     assert sizes == sorted(sizes)
+    networks = [step.parameters for step in whole.steps]
+    assert whole.summary()["mean_parameters"] == sum(networks) / 4
     if name == "der":
-        extractor = stored_bytes(tiny())
+        extractor, weights = stored_bytes(tiny()), sum(p.numel() for p in tiny().parameters())
+        assert networks == [t * weights + t * (8 * t + 1) for t in (1, 2, 3, 4)]
         assert sizes == [t * extractor + 4 * t * (8 * t + 1) for t in (1, 2, 3, 4)]
     if name == "der, pruned":
         assert sizes[-1] < 4 * stored_bytes(tiny())
