@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from krstore.errors import UsageError
-from krstore.files import atomic_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,14 +43,17 @@ class Checkpoint:
         return self.path is not None and time.monotonic() - self._saved_at >= self._every
 
     def save(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        """Replace the file by this state."""
+        """Replace the file by this state.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         if self.path is None:
             return
-        from safetensors.torch import save_file
+        from krstore.tensors import write_tensors
 
         metadata = {"fingerprint": self.fingerprint, "values": json.dumps(dict(values))}
-        with atomic_path(self.path) as temporary:
-            save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary, metadata)
+        write_tensors(self.path, tensors, metadata)
         self._saved_at = time.monotonic()
 
     def load(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

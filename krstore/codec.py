@@ -131,7 +131,8 @@ class FitContext(_AnyFitContext):
         seed: of everything random.
         checkpoint: where to keep, and find again, the state of a long fit.
         stats: what one pass over the source told; all values are finite.
-        task_model: a frozen network on samples (n, *shape), for codecs that look at what a task sees.
+        task_model: a network on samples (n, *shape), for codecs that look at what a task sees: in eval mode, frozen, on
+            the device, and the fit's own.
         decoder: another store's, to be used as it is; only for codecs that say so.
         together: all processes of `torch.distributed` do this same fit, and share what it costs where the codec can.
     """

@@ -86,6 +86,8 @@ def extract(
     """
     output = Path(output)
     _check_options(output, dtype, batch_size)
+    if output.exists() and Path(images).exists() and output.samefile(images):
+        raise UsageError(f"{output} has the images themselves; name another output")
     check_target(output, force=force)
     device = resolve_device(device)
     source = open_images(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ from typing import BinaryIO
 
 from krstore.errors import OutputError
 
-__all__ = ["atomic_path", "atomic_write", "check_target"]
+__all__ = ["atomic_path", "atomic_write", "check_target", "sole_writer"]
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -40,14 +41,19 @@ def check_target(path: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Yield a new, empty temporary file beside `path`; on success fsync it and rename it over `path`, else remove it.
 
     A crash at any instant leaves the old file or none. What a killed process left behind is removed by the
     next writer of the same target on the same machine.
 
+    Args:
+        path: the file to appear.
+        replace: whether one that is there by then gives way.
+
     Raises:
-        OutputError: the file cannot be created, written or renamed (disk full, no permission, I/O error).
+        OutputError: the file cannot be created, written or renamed (disk full, no permission, I/O error), or has come
+            to be and is not to be replaced.
     """
     _remove_stale(path)
     temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -55,6 +61,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         yield temporary
         _fsync(temporary)
+        if not replace:
+            _claim(temporary, path)
         temporary.replace(path)
     except OSError as error:
         why = error.strerror or error
@@ -69,14 +77,51 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file, readable and seekable, that becomes `path` when the block ends without an error.
 
     Raises:
         OutputError: as `atomic_path`.
     """
-    with atomic_path(path) as temporary, temporary.open("r+b") as file:
+    with atomic_path(path, replace=replace) as temporary, temporary.open("r+b") as file:
         yield file
+
+
+@contextlib.contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Keep other processes from writing `path`, or what is beside it on the way there, as long as the block lasts.
+
+    Raises:
+        OutputError: one of them is at it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        lock.unlink(missing_ok=True)
+    except BlockingIOError:
+        raise OutputError(f"another process is writing {path}; wait for it, or name another output") from None
+    finally:
+        os.close(descriptor)
+
+
+def _claim(temporary: Path, path: Path) -> None:
+    """Let a finished file be `path` as well, which fails where there is one."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise OutputError(
+            f"{path} has come to be meanwhile, and was not replaced; use --force, or another -o"
+        ) from None
+    except OSError:  # a file system without links
+        if path.exists():
+            raise OutputError(
+                f"{path} has come to be meanwhile, and was not replaced; use --force, or another -o"
+            ) from None
 
 
 def _fsync(path: Path) -> None:

@@ -73,6 +73,7 @@ class ImageFolder:
         crop: pixels of the square cut out of the middle.
 
     Raises:
+        UsageError: `resize` or `crop` is not positive.
         ArchiveError: there are no images, images lie beside class folders, or a class folder has none.
         MissingExtraError: Pillow is not installed.
     """
@@ -80,6 +81,9 @@ class ImageFolder:
     task: Ids | None = None
 
     def __init__(self, path: Path, resize: int | None = None, crop: int | None = None) -> None:
+        for name, pixels in (("resize", resize), ("crop", crop)):
+            if pixels is not None and pixels < 1:
+                raise UsageError(f"{name}={pixels}: expected pixels, at least 1")
         self._resize, self._crop = resize, crop
         loose = [entry for entry in sorted(path.iterdir()) if _is_image(entry)]
         classes = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
@@ -132,6 +136,8 @@ class ImageFolder:
             raise MissingExtraError("pillow", "images", "reading image files") from None
         try:
             with Image.open(file) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise ArchiveError(f"{file} has more than 8 bits a channel ({opened.mode}); bring it to 8 first")
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise ArchiveError(f"{file} cannot be read as an image: {error}") from error

@@ -59,7 +59,8 @@ class Inputs:
 
     def normalised(self, images: Array, device: str) -> Tensor:
         """Return stored images (n, ...) as input, float32, on the device."""
-        return self(as_tensor(images).to(device))
+        values = as_tensor(images)
+        return self((values.float() if values.dtype is torch.float64 else values).to(device))  # MPS has no float64
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return stored images (n, ...) as input, float32, where they are."""

@@ -1,14 +1,18 @@
-"""Between NumPy and torch: dtypes, devices, and the seeds of everything random."""
+"""Between NumPy and torch: dtypes and devices; and files of tensors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from krstore.errors import UsageError
+from krstore.files import atomic_path
 from krstore.source import Array
 
-__all__ = ["as_array", "as_tensor", "resolve_device"]
+__all__ = ["as_array", "as_tensor", "resolve_device", "write_tensors"]
 
 
 def resolve_device(device: str) -> str:
@@ -28,6 +32,22 @@ def resolve_device(device: str) -> str:
             f"device {device!r} is not available ({str(error).splitlines()[0]}); try auto or cpu"
         ) from None
     return device
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors by name into a safetensors file, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file({name: v.detach().contiguous().cpu() for name, v in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # how it tells of a disk that is full
+            raise OSError(str(error)) from error
 
 
 def as_tensor(values: Array) -> torch.Tensor:

@@ -704,3 +704,11 @@ def test_reading_changes_no_file(tmp_path: Path):
         path = save(tmp_path / f"a{container}", features=features())
         with no_change(path):
             use(path)
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.h5", features=features())
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("by", b"Ren\xe9", dtype=h5py.string_dtype())
+    assert open_archive(path).spec.attributes["by"] == "Ren\ufffd"
+    assert len(krstore.encode(path, tmp_path / "a.krs", "raw")) == 8

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from krstore.checkpoint import Checkpoint
-from krstore.errors import UsageError
+from krstore.errors import OutputError, UsageError
 
 
 def test_tensors_and_values_come_back(tmp_path: Path) -> None:
@@ -79,3 +79,10 @@ def test_discarding_removes_the_file(tmp_path: Path) -> None:
         checkpoint.discard()
         assert list(tmp_path.iterdir()) == []
     assert checkpoint.load() is None
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot write .*x: "):
+        Checkpoint(tmp_path / "x", "fit").save({"w": torch.zeros(1 << 20)}, {})
+    assert not list(tmp_path.iterdir())

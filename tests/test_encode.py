@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import krstore
 from krstore.errors import ArchiveError, OutputError, UnknownNameError, UsageError
@@ -168,3 +169,56 @@ def test_the_task_of_each_sample_is_kept(tmp_path: Path) -> None:
     task = np.arange(50) // 20
     store = krstore.encode(ArraySource(SOURCE.features, SOURCE.labels, task), tmp_path / "x.krs", "raw")
     np.testing.assert_array_equal(store.task, task)
+
+
+def test_an_output_that_comes_to_be_meanwhile_is_kept(tmp_path: Path) -> None:
+    output = tmp_path / "x.krs"
+
+    class Meanwhile(ArraySource):
+        def read(self, ids: Any) -> Any:
+            output.write_bytes(b"another process'")
+            return super().read(ids)
+
+    source = Meanwhile(SOURCE.features, SOURCE.labels)
+    with pytest.raises(OutputError, match="has come to be meanwhile"):
+        krstore.encode(source, output, "raw")
+    assert output.read_bytes() == b"another process'"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.krs"]
+    krstore.encode(source, output, "raw", force=True)
+    assert len(krstore.open(output)) == 50
+
+
+def test_a_few_exemplars_of_very_many_samples(tmp_path: Path) -> None:
+    source = ArraySource(np.arange(1_500_000, dtype=np.float32)[:, None])
+    store = krstore.encode(source, tmp_path / "few.krs", "random", settings={"total": 3})
+    np.testing.assert_array_equal(store.read(store.ids)[:, 0], store.ids)
+
+
+def test_a_file_that_no_reader_would_open_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.krs").write_bytes(b"as it was")
+    monkeypatch.setattr("krstore.store.reader.MAX_SAMPLES_PER_BYTE", 0)
+    with pytest.raises(UsageError, match=r"cannot be kept in a store: .*: 50 samples in a file of"):
+        krstore.encode(SOURCE, tmp_path / "x.krs", "raw", force=True)
+    assert (tmp_path / "x.krs").read_bytes() == b"as it was"
+
+
+@pytest.mark.parametrize("key", ["labels_key", "features_key"])
+def test_decoding_arrays_that_are_called_ids(key: str, tmp_path: Path) -> None:
+    names = {"features_key": "features", "labels_key": "labels", key: "ids"}
+    np.savez(tmp_path / "a.npz", **{names["features_key"]: SOURCE.features, names["labels_key"]: SOURCE.labels})
+    krstore.encode(krstore.open_archive(tmp_path / "a.npz", **names), tmp_path / "a.krs", "raw")
+    for suffix in ("h5", "npz", "safetensors"):
+        path = krstore.decode(tmp_path / "a.krs", tmp_path / f"again.{suffix}", ids=[3, 1])
+        again = krstore.open_archive(path, **names)
+        np.testing.assert_array_equal(again.read(np.arange(2)), SOURCE.features[[3, 1]])
+        np.testing.assert_array_equal(again.labels, SOURCE.labels[[3, 1]])
+
+
+def test_decoding_does_not_depend_on_what_is_around_it(tmp_path: Path) -> None:
+    store = krstore.encode(
+        example_source(200, (8, 8, 8)), tmp_path / "x.krs", "autoencoder", ratio=8, settings={"iterations": 5},
+        device="cpu",
+    )  # fmt: skip
+    expected = store.read(slice(None))
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_array_equal(store.read(slice(None)), expected)

@@ -25,10 +25,12 @@ from torch.nn import functional
 
 import krstore
 from krstore.archives import open_archive
+from krstore.archives.resumable import ResumableArchive
 from krstore.backbones import resnet32
 from krstore.errors import ArchiveError, OutputError, UnknownNameError, UsageError
 from krstore.modules import weights_hash
 from krstore.progress import SILENT
+from krstore.source import SourceSpec
 from krstore_cli.app import run as cli
 
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
@@ -516,3 +518,25 @@ def test_real_weights(images: Path, tmp_path: Path):
     weights = Path(os.environ["KRSTORE_DATA"]) / "resnet32_cifar100_base50.safetensors"
     assert command("--weights", weights, "--images", images, "-o", tmp_path / "f.h5") == 0
     assert open_archive(tmp_path / "f.h5").spec.shape == (64, 2, 2)
+
+
+def test_two_extractions_do_not_write_one_file(images: Path, tmp_path: Path) -> None:
+    spec = SourceSpec(samples=2, shape=(3,), dtype="float32", channel_axis=0)
+    output, rows = tmp_path / "out.h5", np.arange(6, dtype=np.float32).reshape(2, 3)
+    with ResumableArchive(output, {}) as first:
+        first.append(rows[:1], spec, {})
+        with pytest.raises(OutputError, match=r"another process is writing .*out\.h5"), ResumableArchive(output, {}):
+            pass
+        first.append(rows[1:], spec, {})
+    np.testing.assert_array_equal(features(output), rows)
+    run(images, output, force=True)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out.h5")]
+
+
+def test_images_are_not_replaced_by_what_is_extracted_from_them(images: Path) -> None:
+    archive = images.with_name("own.h5")
+    with h5py.File(archive, "w") as file:
+        file["images"] = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(UsageError, match="has the images themselves"):
+        run(archive, archive, force=True)
+    assert len(open_archive(archive, features_key="images").read(np.arange(2))) == 2

@@ -133,3 +133,16 @@ def test_identity_changes_with_the_files(tmp_path: Path):
     picture(tmp_path / "c" / "a.png", seed=9, width=7)
     seen.add(images_identity(tmp_path / "c"))
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize("options", [{"resize": 0}, {"resize": -5}, {"crop": 0}, {"crop": -4}])
+def test_sizes_that_are_none(options: dict[str, int], tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="expected pixels, at least 1"):
+        open_images(tmp_path, **options)
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(0, 65536, 16, np.uint16).reshape(64, 64)).save(tmp_path / "deep.png")
+    with pytest.raises(ArchiveError, match=r"deep.png has more than 8 bits a channel"):
+        open_images(tmp_path)

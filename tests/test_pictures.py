@@ -66,8 +66,9 @@ def test_what_cannot_be_drawn(images: ArraySource, tmp_path: Path) -> None:
 
 def test_the_command(images: ArraySource, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "images.h5", "w") as file:
-        file["features"], file["labels"] = images.features, images.labels
-    krstore.encode(tmp_path / "images.h5", tmp_path / "a.krs", "kmeans", settings={"per_class": 3}, device="cpu")
+        file["images"], file["labels"] = images.features, images.labels
+    source = krstore.open_archive(tmp_path / "images.h5", features_key="images")
+    krstore.encode(source, tmp_path / "a.krs", "kmeans", settings={"per_class": 3}, device="cpu")
     command = [
         str(Path(sys.executable).with_name("krstore")),
         "show",

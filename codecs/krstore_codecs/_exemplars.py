@@ -30,7 +30,7 @@ __all__ = ["Chosen", "Embeddings", "Exemplars", "ExemplarsConfig"]
 
 STORED = "network/exemplars"
 PER_CLASS = 20
-COMPRESSION = 4  # at most what a lossless codec is expected to reach
+COMPRESSION = 16  # at most what a lossless codec is expected to reach
 BATCH = 256
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -137,7 +137,7 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
             )
         if not codec.lossless or not targeted:
             asked = asked or PER_CLASS
-        limit = asked or self._limit(source, context, len(classes))
+        limit = asked or self._limit(source, context, [len(ids) for ids in classes.values()])
         ranked = self._ranked(source, classes, limit, context)
         chosen = Chosen(source, context, ranked, codec, None)
         return replace(chosen, fitted=self._fitted(chosen, limit)) if asked else chosen
@@ -207,11 +207,15 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
             raise UsageError(f"total={total} is less than an exemplar of each of {classes} classes")
         return per_class if total is None else total // classes
 
-    def _limit(self, source: Source, context: FitContext, classes: int) -> int:
-        """Return how many of a class a target can ever allow."""
+    def _limit(self, source: Source, context: FitContext, sizes: list[int]) -> int:
+        """Return how many of a class a target can ever allow, of classes of these sizes: small ones are kept whole."""
         if context.budget is None:
             return source.spec.samples
-        return max(1, COMPRESSION * context.budget // (classes * source.spec.sample_bytes))
+        left, limit = COMPRESSION * context.budget // source.spec.sample_bytes, 0
+        for number, size in enumerate(sorted(sizes)):
+            limit = min(size, left // (len(sizes) - number))
+            left -= limit
+        return max(1, limit)
 
     def _ranked(self, source: Source, classes: Mapping[int, Ids], limit: int, context: FitContext) -> list[Ids]:
         given = None if self.config.embeddings is None else open_archive(self.config.embeddings)

@@ -22,7 +22,7 @@ from krstore.entropy import (
     pack_tables,
     unpack_tables,
 )
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, OutputError
 from krstore.source import Array, Ids
 from krstore.store.blocks import BlockReader, samples_per_block
 from krstore.store.container import MemberReader
@@ -45,8 +45,19 @@ class SpilledRows:
         self._file.close()
 
     def append(self, rows: NDArray[np.float32]) -> None:
-        """Add rows (n, L)."""
-        self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
+        """Add rows (n, L).
+
+        Raises:
+            OutputError: the temporary folder is full.
+        """
+        try:
+            self._file.write(np.ascontiguousarray(rows, np.float32).tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {4 * self.length * (self.count + len(rows)):,} bytes of coefficients into the temporary "
+                f"folder {tempfile.gettempdir()}: {error.strerror}; name a larger one in the environment's TMPDIR"
+            ) from error
         self.count += len(rows)
         self._largest = max(self._largest, float(np.abs(rows).max(initial=0)))
 

@@ -61,14 +61,23 @@ class NeuralDecoder(Decoder):
 
 @contextlib.contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Keep convolutions on CUDA out of TF32; one thread at a time, as the switch is the process's."""
-    if not device.startswith("cuda"):
-        yield
-        return
-    with _SWITCH:
-        cudnn = torch.backends.cudnn
-        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+    """Keep out what a training loop around may have switched on: autocast, and TF32 on CUDA.
+
+    The latter's switches are the process's: one thread at a time.
+    """
+    kind = device.partition(":")[0]
+    with torch.autocast(kind, enabled=False):
+        if kind != "cuda":
             yield
+            return
+        cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
+        flags = {"enabled": True, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
+        with _SWITCH, cudnn.flags(**flags, allow_tf32=False):
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
 
 
 def read_sizes(payload: MemberReader, kind: type[SizesT], context: OpenContext) -> SizesT:

@@ -94,6 +94,8 @@ class Normaliser:
         name = self.spec.dtype
         if name == "uint8":
             return features.round().clamp(0, 255).to(torch.uint8)
+        if name == "float64" and features.device.type == "mps":  # which has none
+            features = features.cpu()
         return features.to(getattr(torch, name))
 
     def array(self, features: Tensor) -> Array:

@@ -14,7 +14,6 @@ from the paper's network to an autoencoder that is told which sample it decodes.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -129,9 +128,6 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
         context.progress.note(
             f"krnet: {sizes.groups} groups of {sizes.group_size}, {describe_network(network, sizes.decoder)}"
         )
-        task_model = copy.deepcopy(context.task_model)  # the caller's own keeps its mode, gradients and device
-        if task_model is not None:
-            task_model.eval().requires_grad_(False).to(context.device)
 
         def loss(ids: Tensor, grids: Tensor, iteration: int) -> tuple[Tensor, Tensor]:
             picked, codes = ids.to(context.device), None
@@ -140,7 +136,7 @@ class KRNet(Codec[KRNetConfig, FittedKRNet]):
                 rounding = quantiser is not None and quantiser.enabled
                 codes = rounded(latents, step) if rounding else noisy(latents, step, context.seed, iteration)
             recited = network(group[picked], local[picked], codes).float()
-            total = recitation_loss(recited, grids, normaliser, task_model, self.config.gamma)
+            total = recitation_loss(recited, grids, normaliser, context.task_model, self.config.gamma)
             return total, (recited - grids).square().mean()
 
         batches = feed(source, normaliser, self.config, context)

@@ -55,7 +55,7 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 
 __all__ = ["Transform", "TransformConfig"]
 
-RESTORE_SAMPLES = 2048
+RESTORE_SAMPLES, RESTORE_BYTES = 2048, 512 << 20
 SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
 
 
@@ -297,7 +297,7 @@ def _restoration(
     context: FitContext,
 ) -> Restoration:  # fmt: skip
     """Return what restores the variance of some random samples, decoded from what is coded of them."""
-    size = min(source.spec.samples, RESTORE_SAMPLES)
+    size = min(source.spec.samples, RESTORE_SAMPLES, max(1, RESTORE_BYTES // (4 * source.spec.elements)))
     picked = np.sort(np.random.default_rng(context.seed).permutation(source.spec.samples)[:size])
     unit = torch.where(units.factor > 0, 1 / units.factor, 0).view(1, -1, 1, 1)
     wanted, decoded = [], []

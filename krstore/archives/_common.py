@@ -153,7 +153,7 @@ def json_attributes(raw: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(plain, allow_nan=False)
         except (TypeError, ValueError):
             continue
-        attributes[key] = plain
+        attributes[_plain(key)] = plain
     return attributes
 
 
@@ -162,6 +162,8 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, str):  # bytes that are no UTF-8 come from HDF5 as lone surrogates
+        value = value.encode("utf-8", "surrogateescape")
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from krstore.archives.hdf5 import create_hdf5
 from krstore.archives.writer import ArchiveWriter
 from krstore.errors import OutputError, UsageError
-from krstore.files import atomic_write
+from krstore.files import atomic_write, sole_writer
 from krstore.source import Array, Ids, SourceSpec
 
 __all__ = ["ResumableArchive"]
@@ -36,7 +36,8 @@ class ResumableArchive:
         done: how many samples are written.
 
     Raises:
-        UsageError: the files belong to another work.
+        UsageError: the files belong to another work; when it is entered.
+        OutputError: another process is writing the same archive; when it is entered.
     """
 
     def __init__(self, target: Path, identity: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -47,20 +48,26 @@ class ResumableArchive:
         self._file: BinaryIO | None = None
         self._saved_at = -SAVE_SECONDS
         self.done = self._offset = 0
-        if resume and self._state.exists() and self._partial.exists():
-            self._take_up()
+        self._held = contextlib.ExitStack()
+        self._resume = resume
 
     def __enter__(self) -> ResumableArchive:
+        with contextlib.ExitStack() as held:
+            held.enter_context(sole_writer(self._target))
+            if self._resume and self._state.exists() and self._partial.exists():
+                self._take_up()
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            with contextlib.suppress(OutputError, OSError):
-                if self._file is not None:
-                    with self._file:
-                        self.save()
-        elif self.done:
-            self._finish()
+        with self._held:
+            if kind is not None:
+                with contextlib.suppress(OutputError, OSError):
+                    if self._file is not None:
+                        with self._file:
+                            self.save()
+            elif self.done:
+                self._finish()
 
     def append(self, features: Array, spec: SourceSpec, columns: Mapping[str, Ids]) -> None:
         """Write the next samples (n, *shape); the first call makes the file for `spec` and `columns`.

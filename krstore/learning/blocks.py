@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from krstore.backbones.resnet import BasicBlock
 from krstore.errors import UsageError
-from krstore.files import atomic_path
 from krstore.learning.expansion import Extractors
+from krstore.tensors import write_tensors
 
 __all__ = ["ANALYSED", "ANALYSIS", "Blocks", "alignment", "centred_kernel", "read_analysis", "write_analysis"]
 
@@ -116,10 +116,8 @@ def alignment(one: Tensor, other: Tensor) -> float:
 
 def write_analysis(folder: Path, steps: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Write what `Blocks.measured` returned after each step, replacing what is there."""
-    from safetensors.torch import save_file
-
-    with atomic_path(folder / ANALYSIS) as path:
-        save_file({f"{step}/{name}": value for step, found in steps.items() for name, value in found.items()}, path)
+    named = {f"{step}/{name}": value for step, found in steps.items() for name, value in found.items()}
+    write_tensors(folder / ANALYSIS, named)
 
 
 def read_analysis(folder: Path) -> dict[int, dict[str, Tensor]]:

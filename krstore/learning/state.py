@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from krstore.errors import UsageError
-from krstore.files import atomic_path
+from krstore.tensors import write_tensors
 
 __all__ = ["load_state", "save_state"]
 
@@ -19,11 +19,7 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 def save_state(path: Path, parts: Parts) -> None:
     """Write tensors by part and name, atomically."""
-    from safetensors.torch import save_file
-
-    named = {f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()}
-    with atomic_path(path) as temporary:
-        save_file({name: value.detach().contiguous().cpu() for name, value in named.items()}, temporary)
+    write_tensors(path, {f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()})
 
 
 def load_state(path: Path, device: str = "cpu") -> defaultdict[str, dict[str, Tensor]]:

@@ -18,6 +18,8 @@ from krstore.store.snapshots import SnapshotStore
 
 __all__ = ["decode", "decode_snapshots", "default_archive"]
 
+ID_COLUMNS = ("ids", "source_ids", "krstore_ids")
+
 
 def default_archive(store: Store) -> Path:
     """Return where a decoded archive goes when no output is named: beside the store, as ``NAME.decoded.h5``.
@@ -40,7 +42,8 @@ def decode(
 ) -> Path:
     """Write samples of a store as an archive of the source's shape, element type and keys.
 
-    Beside features and labels (and tasks) it has a column ``ids``: the source's ID of each sample.
+    Beside features and labels (and tasks) it has a column ``ids``: the source's ID of each sample. Where an array is
+    called so already, the column is ``source_ids``.
 
     Args:
         store: an open store, or its path.
@@ -65,7 +68,8 @@ def decode(
     path = default_archive(store) if output is None else Path(output)
     check_target(path, force=force)
     rows = _rows(store, ids, classes)
-    columns = {"ids": store.ids[rows]}
+    taken = {store.source.features_key, store.source.labels_key, "task"}
+    columns = {next(name for name in ID_COLUMNS if name not in taken): store.ids[rows]}
     if store.labels is not None:
         columns[store.source.labels_key] = store.labels[rows]
     if store.task is not None:

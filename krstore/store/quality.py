@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -129,11 +130,12 @@ def _coverage(source: Source, decode: Callable[[Ids], Array], kept: Ids) -> floa
         rows = np.array([row_of[int(i)] for i in members if int(i) in row_of], np.int64)
         if not len(rows):
             return None
-        exemplars = decode(rows).reshape(len(rows), -1).astype(np.float64)
-        step = max(1, (16 << 20) // max(1, source.spec.sample_bytes))
-        for start in range(0, len(members), step):
+        step = max(1, (64 << 20) // max(1, 8 * source.spec.elements))
+        for first, start in itertools.product(range(0, len(rows), step), range(0, len(members), step)):
+            if start == 0:
+                exemplars = decode(rows[first : first + step]).reshape(-1, source.spec.elements).astype(np.float64)
             ids = members[start : start + step]
             samples = source.read(ids).reshape(len(ids), -1).astype(np.float64)
             distances = np.square(samples).sum(1)[:, None] + np.square(exemplars).sum(1) - 2 * samples @ exemplars.T
-            nearest[ids] = np.maximum(0, distances.min(axis=1))
+            nearest[ids] = np.minimum(nearest[ids], np.maximum(0, distances.min(axis=1)))
     return float(nearest.mean() / source.spec.elements)

@@ -183,8 +183,8 @@ class Store(StoreFile[Header]):
         return self.header.source.bytes
 
     def _check_columns(self, header: Header, columns: list[str]) -> None:
-        if header.source.samples > MAX_SAMPLES_PER_BYTE * self._container.file_bytes:
-            raise CorruptStoreError(f"{header.source.samples} samples in a file of {self._container.file_bytes} bytes")
+        if header.kept > MAX_SAMPLES_PER_BYTE * self._container.file_bytes:
+            raise CorruptStoreError(f"{header.kept} samples in a file of {self._container.file_bytes} bytes")
         if (header.kind == "exemplar") != ("ids" in columns) or (header.classes is None) == ("labels" in columns):
             raise CorruptStoreError(f"a {header.kind} store of {header.classes} classes with columns {columns}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,10 @@ class Samples(Subject):
     ) -> None:  # fmt: skip
         codec.validate(source.spec)
         self.codec: Codec[Any, Any] = codec
-        self.source, self.task_model, self.decoder = source, task_model, decoder
+        self.source, self.decoder = source, decoder
+        self.task_model = copy.deepcopy(task_model)  # the caller's own keeps its mode, gradients and device
+        if self.task_model is not None:
+            self.task_model.eval().requires_grad_(False).to(device)
         self.device, self.progress, self.together = device, progress, together
         self.stats = scan(source, progress)
         self.sha256 = self.stats.sha256

@@ -13,8 +13,8 @@ from krstore.archives import open_archive, open_snapshots
 from krstore.checkpoint import Checkpoint, Resume
 from krstore.codec import AnyCodec, Codec, Kind, SharedDecoder
 from krstore.config import build_config
-from krstore.errors import UsageError
-from krstore.files import atomic_write, check_target
+from krstore.errors import CorruptStoreError, UsageError
+from krstore.files import atomic_path, check_target
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec, get_snapshot_codec
 from krstore.snapshots import SnapshotSource
@@ -68,7 +68,7 @@ def encode(
             size it has, exemplars are as many as their codec keeps, and a lossy codec aims at a ratio of 20.
         preset: a named set of the codec's options; `settings` override single ones.
         device: where to compute.
-        seed: of everything random: the same seed on the same machine gives the same bytes.
+        seed: of everything random: the same seed on the same machine gives the same bytes, but for fits on a GPU.
         force: replace an existing output.
         resume: take up the checkpoint of an interrupted encode of the same things; ``"auto"`` begins anew where there
             is one of other things, which is an error otherwise.
@@ -103,7 +103,7 @@ def encode(
     if together and processes()[0] > 0:
         job.follow(samples, target)
     else:
-        job.run(samples, target, resume=resume, others=others)
+        job.run(samples, target, Store, resume=resume, others=others)
     if together:
         barrier()
     return Store(job.output, device=device)
@@ -142,7 +142,7 @@ def encode_snapshots(
     from krstore.tensors import resolve_device
 
     device = resolve_device(device)
-    job.run(Snapshots(codec_type(config), opened, device, progress), target, resume=resume)
+    job.run(Snapshots(codec_type(config), opened, device, progress), target, SnapshotStore, resume=resume)
     return SnapshotStore(job.output, device=device)
 
 
@@ -187,20 +187,26 @@ class _Job:
                 raise UsageError(f"{path} is the archive itself; name another output")
         if output is None:
             raise UsageError("name an output: a source that is no file has no place beside it")
-        self.output, self.seed = Path(output), seed
+        self.output, self.seed, self._force = Path(output), seed, force
         check_target(self.output, force=force)
 
     def run(
-        self, subject: Subject, target: Target | None, *, resume: Resume, others: Sequence[str | None] = ()
-    ) -> None:
-        """Encode into the output."""
+        self, subject: Subject, target: Target | None, opens: type[Store] | type[SnapshotStore], *, resume: Resume,
+        others: Sequence[str | None] = (),
+    ) -> None:  # fmt: skip
+        """Encode into the output, which is put in place when it has been opened."""
         codec = subject.codec
         limits = target and [target.max_bytes, target.max_mse]
         fingerprint = msgspec.json.encode([codec.name, codec.config, subject.sha256, self.seed, limits, others])
         state = self.output.with_name(f".{self.output.name}.checkpoint")
         checkpoint = Checkpoint(state, fingerprint.decode(), resume=resume)
-        with atomic_write(self.output) as file:
-            _Encoder(subject, target).write(file, self.seed, checkpoint)
+        with atomic_path(self.output, replace=self._force) as temporary:
+            with temporary.open("r+b") as file:
+                _Encoder(subject, target).write(file, self.seed, checkpoint)
+            try:
+                opens(temporary, device="cpu").close()
+            except CorruptStoreError as error:
+                raise UsageError(f"this source cannot be kept in a store: {error}") from None
         checkpoint.discard()
 
     def follow(self, subject: Subject, target: Target | None) -> None:

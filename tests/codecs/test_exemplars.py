@@ -217,3 +217,28 @@ def test_a_store_of_a_codec_that_is_not_there(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("krstore_codecs._exemplars.get_sample_codec", lambda name: Random)
     with pytest.raises(CorruptStoreError, match="which keeps exemplars itself"):
         krstore.Store(store.path, device="cpu").read(store.ids)
+
+
+def test_the_task_model_is_the_callers_own(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.dropout(x.flatten(1) * self.scale, 0.9, self.training)
+
+    network = Noisy().train()
+    store = encode(images(), tmp_path, task_model=network)
+    assert network.training
+    assert network.scale.requires_grad
+    np.testing.assert_array_equal(store.ids, encode(images(), tmp_path).ids)
+
+
+@pytest.mark.parametrize("sizes", [(1000, *[5] * 20), (400,)])
+def test_a_target_is_used_up(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    source = images(sizes)
+    source.features[:, :6] = 0  # which compresses well
+    limit = 20_000
+    store = krstore.encode(source, tmp_path / "x.krs", "random", max_bytes=limit, device="cpu")
+    assert 0.9 * limit < store.bytes.file <= limit

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from payloads import MemoryPayload
 
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, OutputError
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
 
 
@@ -106,3 +106,9 @@ def test_damaged_tables_are_an_error_or_integers(place: float, flip: int, cut: b
 def test_tables_for_another_number_of_columns() -> None:
     with pytest.raises(CorruptStoreError, match="for 6 columns; expected 7"):
         IntegerBlocks(written(VALUES, 0.1), "latent/codes", 50, 7)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_temporary_folder_that_is_full() -> None:
+    with pytest.raises(OutputError, match=r"160,000 bytes of coefficients into the temporary folder .*TMPDIR"):
+        SpilledRows(4).append(np.zeros((10_000, 4), np.float32))

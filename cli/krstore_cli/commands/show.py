@@ -41,7 +41,9 @@ def show(
     from krstore.store.reader import Store
 
     check_target(picture, force=force)
-    opened, source = Store(store, device=device), open_archive(against, trust=trust)
+    opened = Store(store, device=device)
+    keys = {"features_key": opened.source.features_key, "labels_key": opened.source.labels_key}
+    source = open_archive(against, **keys, trust=trust)
     if tsne:
         plot_plane(opened, source, picture, classes=classes, points=each or POINTS)
     else:
