@@ -77,13 +77,13 @@ def atomic_path(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file, readable and seekable, that becomes `path` when the block ends without an error.
 
     Raises:
         OutputError: as `atomic_path`.
     """
-    with atomic_path(path, replace=replace) as temporary, temporary.open("r+b") as file:
+    with atomic_path(path) as temporary, temporary.open("r+b") as file:
         yield file
 
 
@@ -100,25 +100,33 @@ def sole_writer(path: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-        lock.unlink(missing_ok=True)
-    except BlockingIOError:
-        raise OutputError(f"another process is writing {path}; wait for it, or name another output") from None
+        if not _locked(descriptor, lock):
+            raise OutputError(f"another process is writing {path}; wait for it, or name another output")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, lock: Path) -> bool:
+    """Whether a lock could be had, and its file is still the one of that name; where there are no locks, all can."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), lock.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
 
 
 def _claim(temporary: Path, path: Path) -> None:
     """Let a finished file be `path` as well, which fails where there is one."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise OutputError(
-            f"{path} has come to be meanwhile, and was not replaced; use --force, or another -o"
-        ) from None
-    except OSError:  # a file system without links
-        if path.exists():
+    except OSError as error:
+        if isinstance(error, FileExistsError) or path.exists():
             raise OutputError(
                 f"{path} has come to be meanwhile, and was not replaced; use --force, or another -o"
             ) from None

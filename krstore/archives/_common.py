@@ -162,8 +162,8 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, str):  # bytes that are no UTF-8 come from HDF5 as lone surrogates
-        value = value.encode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # bytes that are no UTF-8 come from HDF5 as lone surrogates
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 

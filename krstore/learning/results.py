@@ -110,7 +110,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
             "memory_bytes": last.memory_bytes,
             "held_bytes": sum(last.held_bytes.values()),
             "network_bytes": last.network_bytes,
-            "mean_parameters": metrics.average_incremental(np.array([step.parameters for step in self.steps])),
+            "mean_parameters": float(np.mean([step.parameters for step in self.steps])),
             "seconds": sum(step.seconds for step in self.steps),
             **{
                 f"{figure}_{name}": value

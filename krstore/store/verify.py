@@ -19,7 +19,7 @@ from krstore.store.quality import measure, measure_snapshots
 from krstore.store.reader import Store
 from krstore.store.snapshots import SnapshotStore
 
-__all__ = ["TOLERANCE", "VerifyReport", "verify"]
+__all__ = ["TOLERANCE", "VerifyReport", "open_encoded", "verify"]
 
 TOLERANCE = 1e-6
 LOOSE = {"discriminator": 0.1}  # a classifier counts whole samples, and the last digit of a feature may turn one
@@ -96,6 +96,12 @@ def verify(
     )
 
 
+def open_encoded(store: Store, path: str | Path, *, trust: bool = False) -> Source:
+    """Open the archive that a store was encoded from, by the names that its arrays had."""
+    labels_key = None if store.labels is None or Path(path).suffix == ".npy" else store.source.labels_key
+    return open_archive(path, features_key=store.source.features_key, labels_key=labels_key, trust=trust)
+
+
 def _decode_all(store: Store | SnapshotStore, progress: Progress) -> None:
     if isinstance(store, SnapshotStore):
         _decode_states(store, progress)
@@ -163,8 +169,7 @@ def _same_source(
     """Open and scan the archive, and make sure that it is the one that was encoded."""
     spec = store.source
     if isinstance(against, str | Path):
-        labels_key = None if store.labels is None or Path(against).suffix == ".npy" else spec.labels_key
-        against = open_archive(against, features_key=spec.features_key, labels_key=labels_key, trust=trust)
+        against = open_encoded(store, against, trust=trust)
     if not isinstance(against.spec, SourceSpec):
         raise ArchiveError(f"the archive holds a network's states; {store.path} was encoded from samples")
     own = against.spec

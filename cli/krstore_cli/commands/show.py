@@ -35,15 +35,14 @@ def show(
     their class does?
     """
     out = output.begin(json, quiet, verbose)
-    from krstore.archives import open_archive
     from krstore.files import check_target
     from krstore.pictures import EACH, POINTS, plot_plane, plot_sheet
     from krstore.store.reader import Store
+    from krstore.store.verify import open_encoded
 
     check_target(picture, force=force)
     opened = Store(store, device=device)
-    keys = {"features_key": opened.source.features_key, "labels_key": opened.source.labels_key}
-    source = open_archive(against, **keys, trust=trust)
+    source = open_encoded(opened, against, trust=trust)
     if tsne:
         plot_plane(opened, source, picture, classes=classes, points=each or POINTS)
     else:
