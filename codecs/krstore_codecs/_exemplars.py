@@ -30,7 +30,6 @@ __all__ = ["Chosen", "Embeddings", "Exemplars", "ExemplarsConfig"]
 
 STORED = "network/exemplars"
 PER_CLASS = 20
-COMPRESSION = 16  # at most what a lossless codec is expected to reach
 BATCH = 256
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -97,6 +96,8 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
     Config: ClassVar = ExemplarsConfig
     embeds: ClassVar[bool] = True
     """Whether `rank` looks at the embeddings."""
+    compression: ClassVar[int] = 16
+    """At most what a lossless codec is expected to reach: as many samples are ranked for a target in bytes."""
 
     def validate(self, spec: SourceSpec) -> None:
         """Refuse what the samples' own codec refuses."""
@@ -211,7 +212,7 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
         """Return how many of a class a target can ever allow, of classes of these sizes: small ones are kept whole."""
         if context.budget is None:
             return source.spec.samples
-        left, limit = COMPRESSION * context.budget // source.spec.sample_bytes, 0
+        left, limit = self.compression * context.budget // source.spec.sample_bytes, 0
         for number, size in enumerate(sorted(sizes)):
             limit = min(size, left // (len(sizes) - number))
             left -= limit

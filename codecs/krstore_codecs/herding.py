@@ -53,6 +53,7 @@ class KMeans(Exemplars):
     """The samples nearest to the centres of as many clusters, those of large clusters first."""
 
     name = "kmeans"
+    compression = 4  # fewer clusters are not the first of more
 
     def rank(self, embeddings: Embeddings, count: int, seed: int) -> Ids:
         """Return the row nearest to each centre; where two share one, the next nearest that is left."""
