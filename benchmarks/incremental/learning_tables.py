@@ -47,21 +47,25 @@ def learners(document: Document) -> str:
 
 def growing(document: Document) -> str:
     """What each method has learnt, and what its networks have come to."""
+    counted = any("parameters" in row for row in document["rows"])
     cells = [
         [
             name, str(len(rows)), _spread([100 * row["last"] for row in rows]),
             _spread([100 * row["average_incremental"] for row in rows]), f"{max(row['bytes'] for row in rows):,}",
             " ".join(f"{mean(own) / 1000:.0f}" for own in zip(*(row["network_bytes"] for row in rows), strict=True)),
-            _thousands([count for row in rows for count in row.get("parameters", [])]),
+            *([_thousands(rows)] if counted else []),
         ]
         for name, rows in _named(document).items()
     ]  # fmt: skip
-    head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step", "#Params, k"]
+    head = ["", "seeds", "last, %", "average, %", "bytes beside the network", "the network, kB, by step"]
+    head += ["#Params, k"] if counted else []
     return f"{table(head, cells)}\n\n{footer(document)}"
 
 
-def _thousands(values: list[int]) -> str:
-    return f"{mean(values) / 1000:.1f}" if values else ""
+def _thousands(rows: list[Document]) -> str:
+    """Return the mean number of parameters over steps, where they were counted."""
+    counts = [count for row in rows for count in row.get("parameters", [])]
+    return f"{mean(counts) / 1000:.1f}" if counts else ""
 
 
 def budgets(document: Document) -> str:
