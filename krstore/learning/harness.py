@@ -161,6 +161,8 @@ class _Run:
         if self.budget is not None:
             self.budget.check(step)
         self.result = self.result.with_step(step)
+        if self.result.finished:
+            self.learner.hand_over(self.folder)
         self._finish(task)
         self.progress.note(
             f"step {task.number}: {100 * step.accuracy:.2f} % of {task.stop} classes, "

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from learning_runs import KilledAfter, body, config
 from torch import nn
 
+from krstore import SnapshotStore
 from krstore.errors import ConfigError, UnknownNameError
 from krstore.learning.harness import learn
 from krstore.learning.learners import m2kd
@@ -18,6 +20,7 @@ from krstore.learning.learners._pruning import FREE, Masks
 from krstore.learning.learners.m2kd import M2KD, Branched, auxiliary_loss
 from krstore.learning.network import Network
 from krstore.learning.results import RunResult
+from krstore.learning.state import load_state
 from krstore.learning.streams import Batch
 
 
@@ -129,6 +132,21 @@ def test_earlier_networks_come_back_as_they_were(
     assert held == sorted(held)
     assert held[0] < held[1] < held[2]
     assert ("nme" in result.steps[-1].other_accuracy) == ("memory.per_class" in settings)
+
+
+def test_a_run_leaves_a_store_of_the_networks_of_all_steps(data: Path, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "run")
+    with SnapshotStore(tmp_path / "run" / "snapshots.krs") as store:
+        assert (len(store), store.codec) == (len(result.tasks), "packnet")
+        network = Network(body(), 8)
+        for step, task in enumerate(np.cumsum([len(task) for task in result.tasks])):
+            network.grow(int(task))
+            named = {name: value for name, value in store.network(step).items() if not name.startswith("auxiliary.")}
+            network.load_state_dict(named)
+        saved = load_state(tmp_path / "run" / f"step{len(result.tasks)}.safetensors")["network"]
+        assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    run(data, tmp_path / "plain", **{"options.pruning": False})
+    assert not (tmp_path / "plain" / "snapshots.krs").exists()
 
 
 @pytest.mark.parametrize("settings", [{"options.multi_model": False}, {"options.skip": 1}])

@@ -23,6 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -155,6 +156,9 @@ class Learner(ABC):
     def also(self, x: Tensor) -> dict[str, Tensor]:
         """Return logits (B, classes seen) of other ways to predict, by name; they are told beside the first."""
         return {}
+
+    def hand_over(self, folder: Path) -> None:
+        """Write what the method has for others into a run's folder, when all tasks have been learnt."""
 
     def held(self) -> dict[str, int]:
         """Return the bytes, by name, of what the method keeps between steps beside network and memory."""

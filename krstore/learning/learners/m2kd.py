@@ -42,6 +42,7 @@ from krstore.tensors import as_array
 __all__ = ["M2KD", "M2KDConfig", "auxiliary_loss"]
 
 
+SNAPSHOTS = "snapshots.krs"
 OVERHEAD = 1_000  # bytes of a store, for each network in it, beside its arrays
 
 
@@ -157,6 +158,12 @@ class M2KD(NearestMeanLearner):
             return {"snapshots": sum(tensor.nbytes for tensor in kept), **own_bytes}
         states = self.states()
         return {"snapshots": _stored_bytes(states) - _stored_bytes(states[-1:]), **own_bytes}
+
+    def hand_over(self, folder: Path) -> None:
+        """Write `snapshots.krs`, a store of the networks after each step, where they have one set of weights."""
+        if self.config.pruning:
+            held = HeldStates(tuple(self.states()))
+            encode_snapshots(held, folder / SNAPSHOTS, codec="packnet", device="cpu", force=True)
 
     def states(self) -> list[State]:
         """Return the network after each step of those that are kept, the last one without its auxiliary classifier."""
