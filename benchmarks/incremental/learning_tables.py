@@ -32,17 +32,16 @@ def learners(document: Document) -> str:
     )  # fmt: skip
     cells = [
         [
-            name, *(_spread([100 * row[figure] for row in rows]) for figure in figures),
+            name, str(len(rows)), *(_spread([100 * row[figure] for row in rows]) for figure in figures),
             f"{max(row['bytes'] for row in rows):,}", f"{max(row['network_bytes'][-1] for row in rows):,}",
         ]
         for name, rows in _named(document).items()
     ]  # fmt: skip
     head = [
-        "%", "last", "average", "forgetting", "BWT", "FWT", "BWT of representations", "FWT of representations",
-        "bytes beside the network", "of the network",
+        "%", "seeds", "last", "average", "forgetting", "BWT", "FWT", "BWT of representations",
+        "FWT of representations", "bytes beside the network", "of the network",
     ]  # fmt: skip
-    seeds = len({row["seed"] for row in document["rows"]})
-    return f"{table(head, cells)}\n\n{seeds} seed{'s' if seeds != 1 else ''}.\n\n{footer(document)}"
+    return f"{table(head, cells)}\n\n{footer(document)}"
 
 
 def growing(document: Document) -> str:
