@@ -336,5 +336,6 @@ def test_samples_columns_do_not_belong_to_states(tmp_path: Path, monkeypatch: py
     from krstore.store.subjects import Snapshots
 
     monkeypatch.setattr(Snapshots, "write_columns", lambda self, sink: sink.container.write("labels", [b"123"]))
-    with pytest.raises(CorruptStoreError, match="a snapshot store with columns"):
+    with pytest.raises(UsageError, match=r"cannot be kept in a store: .* a snapshot store with columns"):
         krstore.encode_snapshots(SOURCE, tmp_path / "a.krs", codec="deltas")
+    assert not (tmp_path / "a.krs").exists()

@@ -136,7 +136,8 @@ def equal_memory(document: Document) -> str:
                 line.append(_spread(reached) if reached else "-" if own else "")
         cells.append(line)
     head = ["", *(f"{what}, %, at {size / 1e6:g} MB" for what in ("last", "average") for size in sizes)]
-    return f"{table(head, cells)}\n\nA dash: the method cannot keep to the budget; nothing: not measured.\n\n{footer(document)}"
+    said = "A dash: the method cannot keep to the budget; nothing: not measured."
+    return f"{table(head, cells)}\n\n{said}\n\n{footer(document)}"
 
 
 def compressed(document: Document) -> str:
