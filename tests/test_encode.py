@@ -212,6 +212,8 @@ def test_decoding_arrays_that_are_called_ids(key: str, tmp_path: Path) -> None:
         again = krstore.open_archive(path, **names)
         np.testing.assert_array_equal(again.read(np.arange(2)), SOURCE.features[[3, 1]])
         np.testing.assert_array_equal(again.labels, SOURCE.labels[[3, 1]])
+    with np.load(tmp_path / "again.npz") as arrays:
+        np.testing.assert_array_equal(arrays["source_ids"], [3, 1])
 
 
 def test_decoding_does_not_depend_on_what_is_around_it(tmp_path: Path) -> None:

@@ -25,8 +25,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FITTED = {
     "memory.codec": "transform", "memory.settings": {"iterations": 4}, "memory.update": "merge", "memory.ratio": 3,
 }  # fmt: skip
-
-
 REHEARSING = (Rehearsal.MEMORY, Rehearsal.OPTIONAL)
 
 
