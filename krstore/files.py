@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from typing import BinaryIO
 
 from krstore.errors import OutputError
 
-__all__ = ["atomic_path", "atomic_write", "check_target", "sole_writer"]
+__all__ = ["atomic_path", "atomic_write", "check_target", "locked", "sole_writer"]
 
 
 def check_target(path: Path, *, force: bool) -> None:
@@ -88,6 +87,33 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` against all others; the system frees it when this process ends, however it ends.
+
+    Args:
+        path: an empty file, made where there is none, that stays.
+        wait: for as long as another holds it.
+
+    Raises:
+        BlockingIOError: another holds it, and it is not to be waited for.
+        OutputError: the file cannot be opened or locked.
+    """
+    from filelock import FileLock, Timeout  # a process that writes nothing starts without
+
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire(poll_interval=0.01)
+    except Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, f"another holds {path}") from None
+    except OSError as error:
+        raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
     """Keep other processes from writing `path`, or what is beside it on the way there, as long as the block lasts.
 
@@ -95,30 +121,13 @@ def sole_writer(path: Path) -> Iterator[None]:
         OutputError: one of them is at it.
     """
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        if not _locked(descriptor, lock):
-            raise OutputError(f"another process is writing {path}; wait for it, or name another output")
+    with contextlib.ExitStack() as held:
         try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, lock: Path) -> bool:
-    """Whether a lock could be had, and its file is still the one of that name; where there are no locks, all can."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), lock.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    except OSError:
-        return True
+            held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            raise OutputError(f"another process is writing {path}; wait for it, or name another output") from None
+        held.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 def _claim(temporary: Path, path: Path) -> None:

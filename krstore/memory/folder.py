@@ -14,9 +14,7 @@ asked for again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from krstore.errors import CorruptStoreError, OutputError
+from krstore.files import locked
 from krstore.memory.manifest import MANIFEST, Entry, Manifest, write_manifest
 from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
 from krstore.source import class_indices
@@ -114,19 +113,13 @@ class Folder:
                     with contextlib.suppress(OSError):
                         file.unlink()
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock against other processes; the system frees it when this one ends, however it ends."""
-        path = self.path / LOCK
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be opened: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the lock against other processes while the block lasts.
+
+        Raises:
+            OutputError: its file cannot be opened or locked.
+        """
+        return locked(self.path / LOCK)
 
     @contextlib.contextmanager
     def working(self, name: str, *, leave: bool = False) -> Iterator[Path]:

@@ -1,11 +1,9 @@
-"""The replay memory: what it holds, its bytes, and that neither a kill nor another process can spoil it."""
+"""The replay memory: what it holds, its bytes, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,50 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory_stores import SHAPE, files, raw_store, size_on_disk
 from torch.utils.data import DataLoader
 
 import krstore
 from krstore import Memory
 from krstore.adapters._experiences import Experiences
-from krstore.errors import CorruptStoreError, KrstoreError, OutputError, TargetUnreachableError, UsageError
+from krstore.errors import CorruptStoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.memory.manifest import MANIFEST
 from krstore.testing import ArraySource, example_source
-
-SHAPE = (8, 8, 8)
-
-
-def raw_store(folder: Path, number: int, samples: int = 20, labels: Any = None) -> Path:
-    """A raw store every element of whose samples is `number`, by default of class `number`; made once."""
-    if (folder / f"{number}.krs").exists():
-        return folder / f"{number}.krs"
-    features = np.full((samples, 4), number, np.float32)
-    labels = np.full(samples, number) if labels is None else np.asarray(labels)
-    return krstore.encode(ArraySource(features, labels), folder / f"{number}.krs", "raw").path
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory.create(tmp_path / "memory", device="cpu")
-
-
-@pytest.fixture
-def sharing(tmp_path: Path) -> list[krstore.Store]:
-    """Two stores with one decoder."""
-    first = krstore.encode(example_source(300, SHAPE), tmp_path / "a.krs", ratio=30, preset="linear", device="cpu")
-    second = krstore.encode(
-        example_source(200, SHAPE, seed=1), tmp_path / "b.krs", ratio=30, preset="linear", decoder=first, device="cpu"
-    )
-    return [first, second]
-
-
-def files(memory: Memory) -> set[str]:
-    """The memory's files, the lock excepted."""
-    found = (file.relative_to(memory.path).as_posix() for file in memory.path.rglob("*") if file.is_file())
-    return set(found) - {"lock"}
-
-
-def size_on_disk(memory: Memory) -> int:
-    return sum((memory.path / file).stat().st_size for file in files(memory))
 
 
 def test_an_empty_memory(memory: Memory) -> None:
@@ -315,21 +278,6 @@ def test_an_encode_that_was_finished_is_not_done_twice(
     assert len(memory.stores) == 1
 
 
-def test_a_merge_gives_way_to_another_process(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
-    other = Memory(memory.path)
-    encode = krstore.encode
-
-    def meanwhile(*arguments: Any, **options: Any) -> Any:
-        other.drop([1])
-        return encode(*arguments, **options)
-
-    monkeypatch.setattr("krstore.memory.reshape.encode", meanwhile)
-    with pytest.raises(KrstoreError, match="changed by another process meanwhile; try again"):
-        memory.merge()
-    assert Memory(memory.path).classes == {2: 20}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -384,172 +332,6 @@ def test_workers_replay_a_memory(memory: Memory, sharing: list[krstore.Store]) -
     np.testing.assert_allclose(torch.cat([x for x, _ in batches]), expected, atol=1e-5)
 
 
-# processes
-
-APPEND = """
-import sys
-from krstore import Memory
-memory = Memory(sys.argv[1])
-print("ready", flush=True)
-for path in sys.argv[2:]:
-    memory.append(path)
-"""
-CHANGES = """
-import itertools, os, signal, sys
-from pathlib import Path
-import krstore_codecs.raw, sklearn.linear_model, torch  # loaded here, so that a child is at work at once
-from krstore import Memory
-from krstore.memory.manifest import MANIFEST
-
-folder, step = Path(sys.argv[1]), int(sys.argv[2])
-first, second, third, archive = (folder / name for name in ("1.krs", "2.krs", "3.krs", "archive.npz"))
-whole, half = ((1, 20), (2, 20)), ((1, 10), (2, 10))
-states = [(0, ()), (2, whole), (2, half), (1, half), (1, half[1:]), (1, ((5, 20),))]
-CHANGING = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
-
-def change(path, stop):
-    touched = 0
-    def watch(event, arguments):
-        nonlocal touched
-        if event in CHANGING and str(arguments[0]).startswith(str(path)):
-            touched += 1
-            if touched == stop:
-                os.kill(os.getpid(), signal.SIGKILL)
-    memory = Memory(path)
-    sys.addaudithook(watch)
-    memory.append(first, second)
-    memory.trim(10)
-    memory.merge()
-    memory.drop([1])
-    memory.drop([2])
-    memory.extend([archive], "raw")
-
-seen, stop, finished = [], step, False
-while not finished:
-    path = folder / f"memory{stop}"
-    Memory.create(path)
-    pid = os.fork()
-    if not pid:
-        change(path, stop)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    assert status in (0, signal.SIGKILL), status
-    finished = status == 0
-    memory = Memory(path)
-    memory.verify()
-    seen.append(states.index((len(memory.stores), tuple(memory.classes.items()))))
-    memory.append(third)  # sweeps what the killed one left
-    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    expected = {MANIFEST, "lock"} | {f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores}
-    assert {file for file in files if not file.startswith("unfinished/")} == expected, (stop, files ^ expected)
-    stop += step
-assert [state for state, _ in itertools.groupby(seen)] == [0, 1, 2, 3, 4, 0, 5], seen
-"""
-
-
-def python(script: str, *arguments: object) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def test_processes_that_append_at_once_lose_nothing(memory: Memory, tmp_path: Path) -> None:
-    paths = [raw_store(tmp_path, number) for number in range(24)]
-    with (
-        python(APPEND, memory.path, *paths[::3]) as first,
-        python(APPEND, memory.path, *paths[1::3]) as second,
-        python(APPEND, memory.path, *paths[2::3]) as third,
-    ):
-        assert [process.wait(60) for process in (first, second, third)] == [0, 0, 0]
-    memory.reload()
-    assert memory.classes == dict.fromkeys(range(24), 20)
-    assert memory.manifest.generation == 24
-    memory.verify()
-    assert memory.bytes == size_on_disk(memory)
-
-
-@pytest.mark.parametrize("asked", ["verify", "trim", "samples", "merge", "shrink"])
-def test_a_store_that_another_process_has_removed(asked: str, memory: Memory, tmp_path: Path) -> None:
-    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
-    own = Memory(memory.path, device="cpu")
-    memory.drop([1])
-    if asked == "verify":
-        assert list(own.verify()) == [memory.manifest.stores[0].name]
-    elif asked == "samples":
-        assert set(own.samples.labels.tolist()) == {2}
-    elif asked == "trim":
-        own.trim(3)
-        assert Memory(memory.path).classes == {2: 3}
-    else:
-        with pytest.raises(KrstoreError, match="was changed by another process meanwhile; try again"):
-            own.merge("pq", ratio=3) if asked == "merge" else own.shrink(own.bytes - 9, "pq")
-
-
-def test_what_an_adapter_was_told_to_drop_is_not_replayed(tmp_path: Path) -> None:
-    kept = Experiences(tmp_path / "memory", "raw", 0, "cpu", None)
-    kept.take(0, [torch.zeros(6, 4)], np.array([1, 1, 1, 2, 2, 2]))
-    kept.memory.drop([2])
-    samples = kept.samples()
-    assert samples is not None
-    assert (len(samples), kept.classes()) == (3, {1})
-
-
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_instant_it_opens_as_before_or_after(step: int, tmp_path: Path) -> None:
-    """Appending, trimming, merging, dropping and encoding are killed at each `step`-th touch of a file."""
-    for number in (1, 2, 3):
-        raw_store(tmp_path, number)
-    np.savez(tmp_path / "archive.npz", features=np.full((20, 4), 5, np.float32), labels=np.full(20, 5))
-    command = [sys.executable, "-c", CHANGES, str(tmp_path), str(step)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
-SLOW = """
-import sys, time
-import krstore.memory.parallel as parallel
-from krstore.distributed import joined, processes
-from krstore import Memory
-original = parallel.encode
-def slow(source, output, *arguments, **options):
-    done = original(source, output, *arguments, **options)
-    print(f"encoded {output.name}", flush=True)
-    if processes()[0] == 1 and sys.argv[3] == "die":
-        import os; os._exit(9)
-    return done
-parallel.encode = slow
-with joined():
-    entries = Memory(sys.argv[1]).extend([sys.argv[2]], "raw", shards=4)
-    print("entries", *(entry.sha256 for entry in entries), flush=True)
-"""
-
-
-def together(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-
-
-def test_processes_share_an_encode_and_one_that_dies_spoils_nothing(memory: Memory, tmp_path: Path) -> None:
-    source = example_source(50)
-    np.savez(tmp_path / "features.npz", features=source.features, labels=source.labels)
-    script = tmp_path / "script.py"
-    script.write_text(SLOW)
-    died = together(script, memory.path, tmp_path / "features.npz", "die")
-    assert died.returncode != 0
-    assert len(Memory(memory.path)) == 0
-    ended = together(script, memory.path, tmp_path / "features.npz", "live")
-    assert ended.returncode == 0, ended.stderr
-    assert "encoded 0-1.krs" not in ended.stdout, "the shard that the dead process had finished"
-    memory.reload()
-    assert (memory.manifest.generation, len(memory.stores)) == (1, 4)
-    told = [line for line in ended.stdout.splitlines() if line.startswith("entries")]
-    assert told == [" ".join(["entries", *(entry.sha256 for entry in memory.manifest.stores)])] * 2
-    np.testing.assert_array_equal(memory.samples.read(np.arange(50)), source.features)
-    np.testing.assert_array_equal(memory.samples.labels, source.labels)
-    assert not (memory.path / "unfinished").exists()
-
-
 def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:
     source = example_source(30)
     np.savez(tmp_path / "features.npz", features=source.features, labels=source.labels)
@@ -559,3 +341,12 @@ def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:
         memory.extend([tmp_path / "features.npz"], "raw", shards=31)
     with pytest.raises(UsageError, match=r"nothing\.npz cannot be read"):
         memory.extend([tmp_path / "nothing.npz"], "raw")
+
+
+def test_what_an_adapter_was_told_to_drop_is_not_replayed(tmp_path: Path) -> None:
+    kept = Experiences(tmp_path / "memory", "raw", 0, "cpu", None)
+    kept.take(0, [torch.zeros(6, 4)], np.array([1, 1, 1, 2, 2, 2]))
+    kept.memory.drop([2])
+    samples = kept.samples()
+    assert samples is not None
+    assert (len(samples), kept.classes()) == (3, {1})
