@@ -20,9 +20,10 @@ SEEDS = (0, 1, 2)
 MEASURED = {"alone": True, "probe": True}
 FROZEN = {"frozen_until": "layer2.0"}  # what stays of KRIL's network
 CASES: dict[str, dict[str, Any]] = {
-    "finetune": {}, "ewc": {}, "mas": {}, "gfr": {}, "lwf-mc": {}, "m2kd": {}, "lwf": {}, "replay": {},
-    "kril": FROZEN, "kril-oracle": FROZEN, "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {},
-    "memo, as released": AS_RELEASED, "der": {}, "joint": {},
+    "finetune": {}, "ewc": {}, "mas": {}, "gfr": {}, "lwf-mc": {}, "m2kd": {},
+    "m2kd, no pruning": {"options.pruning": False}, "lwf": {}, "replay": {}, "kril": FROZEN, "kril-oracle": FROZEN,
+    "icarl": {}, "bic": {}, "wa": {}, "lucir": {}, "memo": {}, "memo, two blocks": {"options.specialised": 2},
+    "memo, as released": AS_RELEASED, "der": {}, "der, pruned": {"options.pruning": True}, "joint": {},
 }  # fmt: skip
 
 
