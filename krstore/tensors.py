@@ -26,7 +26,8 @@ def resolve_device(device: str) -> str:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it has no data")
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device {device!r} is not available ({str(error).splitlines()[0]}); try auto or cpu"

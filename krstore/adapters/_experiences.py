@@ -39,7 +39,7 @@ class Experiences:
     ) -> None:
         self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
         self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
-        self.memory = Memory(path, device=device) if Path(path).exists() else Memory.create(path, device=device)
+        self.memory = Memory.ensure(path, device=device)
         self.finished = 0
 
     def warn(self, instead: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from krstore.errors import UsageError
 from krstore.learning.learners.base import Learner
 from krstore.learning.scenario import Task
 
@@ -28,6 +29,9 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
     Args:
         batches: test samples of the classes of `tasks`, as the network takes them, with labels.
         tasks: those so far.
+
+    Raises:
+        UsageError: scores are not finite.
     """
     learner.network.eval()
     classes = tasks[-1].stop
@@ -36,6 +40,9 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
     for x, y in _split(batches):
         with torch.inference_mode():
             scores = learner.predict(x)
+            if not scores.isfinite().all():
+                cure = "lower the learning rate" if x.isfinite().all() else "nor are the samples"
+                raise UsageError(f"scores of test samples are not finite; {cure}")
             for name, other in learner.also(x).items():
                 others[name] = others.get(name, 0) + int((other.argmax(1) == y).sum())
         guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()

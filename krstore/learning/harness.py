@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import UsageError
+from krstore.errors import CorruptStoreError, OutputError, UsageError
+from krstore.files import sole_writer
 from krstore.learning.agreement import agreed_memory
 from krstore.learning.alone import Alone, learn_alone, training_alone
 from krstore.learning.blocks import ANALYSED, Blocks, read_analysis, write_analysis
@@ -30,7 +31,7 @@ from krstore.learning.learners.base import Rehearsal, frozen
 from krstore.learning.network import build_network, leading_modules, stored_bytes
 from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
-from krstore.learning.results import RunResult, StepResult, load_result, save_result
+from krstore.learning.results import RESULT, RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
 from krstore.learning.state import load_state, save_state
 from krstore.learning.streams import Batch, Stream
@@ -57,11 +58,19 @@ def learn(
 
     Raises:
         UsageError: the folder is of another run, or the config does not fit the data.
+        OutputError: the folder cannot be made or written, or another process is at the same run.
+        CorruptStoreError: what the folder has of the run is damaged.
         ArchiveError: the data cannot be read.
         TargetUnreachableError: the codec cannot honour the memory's ratio or budget.
     """
     dataset = dataset or open_dataset(config.data, config.test, resize=config.resize)
-    return _Run(config, Path(folder), dataset, progress).run()
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
+    with sole_writer(folder / RESULT):
+        return _Run(config, folder, dataset, progress).run()
 
 
 def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
@@ -102,6 +111,7 @@ class _Run:
         self.front: nn.Module | None = None
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
         self.alone: Alone | None = None
+        self._began = 0.0
         self.recall: Recall | None = None
         if memory is not None:
             self.recall = Recall(
@@ -120,7 +130,9 @@ class _Run:
 
     def run(self) -> RunResult:
         """Do the steps that are left."""
-        if self.result.steps and not self.result.finished:
+        if not self.result.steps:
+            save_result(self.folder, self.result)
+        elif not self.result.finished:
             self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
             if self.config.transfer and len(self.result.steps) > 1:
                 self.network.transfer()
@@ -142,7 +154,7 @@ class _Run:
 
     def _learn(self, task: Task) -> None:
         """Do a step, measure what the learner knows then, and write it down."""
-        began = time.monotonic()
+        self._began = time.monotonic()
         self._step(task)
         tasks = self.scenario.tasks[: task.number + 1]
         measured = evaluated(self.learner, self.feed.test(task), tasks)
@@ -152,7 +164,7 @@ class _Run:
         held_bytes = self.learner.held()
         whole: list[nn.Module] = [self.network] if self.front is None else [self.front, self.network]
         step = StepResult(
-            seconds=time.monotonic() - began, memory_bytes=self._memory_bytes(task),
+            seconds=time.monotonic() - self._began, memory_bytes=self._memory_bytes(task),
             held_bytes=held_bytes, network_bytes=sum(map(stored_bytes, whole)),
             parameters=sum(p.numel() for part in whole for p in part.parameters()),
             probed=representation, alone=None if self.alone is None else self.alone.accuracy,
@@ -197,7 +209,7 @@ class _Run:
         learner.begin_step(task)
         learner.imprint(task, self.feed.some(new))
         if self._state("trained", task.number).exists():
-            self._load(self._state("trained", task.number))
+            self._began -= self._load(self._state("trained", task.number))["time"]["seconds"].item()
         elif not (first and self.given == task.stop):
             self._learn_from(task, new)
             self._save("trained", task.number)
@@ -287,18 +299,25 @@ class _Run:
             "network": self.network.state_dict(), "learner": self.learner.state(),
             "front": {} if self.front is None else self.front.state_dict(),
         }  # fmt: skip
+        if kind == "trained":
+            seconds = time.monotonic() - self._began
+            parts["time"] = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
         if self.alone is not None:
             parts["alone"] = {"": torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)}
         save_state(self._state(kind, number), parts)
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> Mapping[str, Mapping[str, Tensor]]:
         parts = load_state(path, self.device)
         self.alone = Alone(*parts["alone"][""].tolist()) if parts["alone"] else None
-        self.learner.reshape(parts["network"])
-        self.network.load_state_dict(parts["network"])
-        if self.front is not None:
-            self.front.load_state_dict(parts["front"])
-        self.learner.load_state(parts["learner"])
+        try:
+            self.learner.reshape(parts["network"])
+            self.network.load_state_dict(parts["network"])
+            if self.front is not None:
+                self.front.load_state_dict(parts["front"])
+            self.learner.load_state(parts["learner"])
+        except (RuntimeError, KeyError) as error:
+            raise CorruptStoreError(f"{path} is not of this run's network: {error}") from error
+        return parts
 
     def _state(self, kind: str, number: int) -> Path:
         return self.folder / f"{kind}{number}.safetensors"

@@ -94,7 +94,7 @@ class Recall:
         self.takes_first = self.through_codec and self._selection is None
         self._folder = folder.parent
         self._quota(scenario.classes)
-        self.memory = Memory(folder, device=device) if folder.exists() else Memory.create(folder, device=device)
+        self.memory = Memory.ensure(folder, device=device)
 
     def check(self, steps: int) -> None:
         """Make sure that the memory has the tasks of the steps that are finished.
@@ -113,7 +113,10 @@ class Recall:
     def before(self, task: Task) -> MemorySamples:
         """Return what is replayed of the tasks before one."""
         later = [label for label in self.memory.classes if label >= task.first]
-        return MemorySamples(self.memory.path, self.memory.stores, [later] * len(self.memory.stores))
+        pairs = self.memory.pairs()
+        return MemorySamples(
+            self.memory.path, [store for _, store in pairs], [[*entry.dropped, *later] for entry, _ in pairs]
+        )
 
     def passed(self, number: int, samples: Subset) -> Store:
         """Return the new samples of a task as the codec of the exemplars gives them back, at the exemplars' rate."""

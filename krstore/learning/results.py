@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from krstore.errors import CorruptStoreError, OutputError, UsageError
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.files import atomic_write
 from krstore.learning import metrics
 from krstore.learning.config import RunConfig
@@ -167,7 +167,7 @@ def read_result(folder: Path) -> RunResult:
 
 
 def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, progress: Progress) -> RunResult:
-    """Return what a run's folder has so far; make the folder and an empty result where it has nothing.
+    """Return what a run's folder has so far: an empty result, not written yet, where it has nothing.
 
     Args:
         data: the data's fingerprint.
@@ -175,33 +175,34 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
 
     Raises:
         UsageError: the folder is of a run with another config, or of other data.
-        OutputError: it cannot be made.
+        CorruptStoreError: its results are malformed.
     """
     versions = {name: version(name) for name in ("krstore", "torch", "numpy")}
     if (folder / RESULT).exists():
         found = read_result(folder)
-        if found.config != config:
+        if _elsewhere(found.config) != _elsewhere(config):
             raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); name another folder")
         if found.data not in ("", data):
             raise UsageError(f"{folder} is of other data than {config.data} has now; name another folder")
+        if len(found.steps) > len(scenario.tasks):
+            raise CorruptStoreError(f"{folder / RESULT}: {len(found.steps)} steps of {len(scenario.tasks)} tasks")
         if found.versions != versions and not found.finished:
             progress.note(f"{folder} was begun with {_said(found.versions)}, and goes on with {_said(versions)}")
         return found
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-    result = RunResult(
+    return RunResult(
         config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data
     )
-    save_result(folder, result)
-    return result
 
 
 def save_result(folder: Path, result: RunResult) -> None:
     """Replace a run's results, atomically."""
     with atomic_write(folder / RESULT) as file:
         file.write(msgspec.json.encode(result))
+
+
+def _elsewhere(config: RunConfig) -> RunConfig:
+    """Return a config without where its data lie, whose fingerprint says more."""
+    return msgspec.structs.replace(config, data="", test=None)
 
 
 def _said(versions: dict[str, str]) -> str:

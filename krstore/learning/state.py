@@ -1,4 +1,4 @@
-"""The tensors of a run between two steps, by what they are of: ``network/``, ``learner/``, ``front/``, ``alone/``."""
+"""The tensors of a run between two steps, by what they are of: network, learner, front, alone, time."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Trainer:
                     values = torch.stack(list(terms.values()))
                     loss, figures = values.sum(), dict(zip(terms, values.tolist(), strict=True))
                     if not math.isfinite(sum(figures.values())):
-                        raise UsageError(f"{label}: the loss is no longer finite ({figures}); lower the learning rate")
+                        raise UsageError(f"{label}: the loss is no longer finite ({figures}); {_cure(batch)}")
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     learner.after_backward()
@@ -97,3 +97,12 @@ class Trainer:
         kind = self.device.partition(":")[0]
         wanted = self.precision == "bfloat16" or (self.precision == "auto" and kind == "cuda")
         return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+
+
+def _cure(batch: Batch) -> str:
+    """Return what is to be done about a loss that is not finite."""
+    finite = batch.x.isfinite().flatten(1).all(1)
+    if finite.all():
+        return "lower the learning rate"
+    old = "replayed" if batch.replayed[~finite].any() else "training"
+    return f"{int((~finite).sum())} {old} samples of the batch are not finite; look at the data"

@@ -42,6 +42,15 @@ class Collection:
         Folder(Path(path)).create()
         return cls(path, device=device)
 
+    @classmethod
+    def ensure(cls, path: str | Path, *, device: str = "auto") -> Self:
+        """Open the one in a folder, made first where there is none.
+
+        Raises:
+            OutputError: as `create`.
+        """
+        return cls(path, device=device) if Folder(Path(path)).made else cls.create(path, device=device)
+
     def __len__(self) -> int:
         return sum(entry.samples for entry in self.manifest.stores)
 
@@ -194,27 +203,28 @@ class Collection:
             self.__dict__.pop(name, None)
 
     def _adopt(self, store: Store, entries: list[Entry]) -> Entry:
-        """Take a store into `entries`; one that is there replays all of its classes again."""
+        """Take a store into `entries`; one that is there is written anew, and replays all of its classes again."""
         sha256 = self.folder.identity(store)
-        for number, entry in enumerate(entries):
-            if entry.sha256 == sha256:
-                entries[number] = msgspec.structs.replace(entry, dropped=())
-                return entries[number]
-        self._check(store, entries)
-        entries.append(self.folder.adopt(store))
-        return entries[-1]
-
-    def _check(self, store: Store, entries: list[Entry]) -> None:
+        known = [number for number, entry in enumerate(entries) if entry.sha256 == sha256]
         if store.labels is None:
             raise UsageError(f"{store.path} has no labels; a memory replays samples with labels")
-        if entries:
-            with self.folder.open(entries[0], self.device) as first:
-                own, other = ((s.source.shape, s.source.dtype, s.source.channel_axis) for s in (store, first))
-            if own != other:
-                raise UsageError(
-                    f"{store.path} holds samples of {own[0]} {own[1]}; those of {self.path} have {other[0]} {other[1]}"
-                )
+        if entries and not known:
+            self._compare(store, entries[0])
         store.check()
+        adopted = self.folder.adopt(store)
+        if known:
+            entries[known[0]] = adopted
+        else:
+            entries.append(adopted)
+        return adopted
+
+    def _compare(self, store: Store, entry: Entry) -> None:
+        with self.folder.open(entry, self.device) as first:
+            own, other = ((s.source.shape, s.source.dtype, s.source.channel_axis) for s in (store, first))
+        if own != other:
+            raise UsageError(
+                f"{store.path} holds samples of {own[0]} {own[1]}; those of {self.path} have {other[0]} {other[1]}"
+            )
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[tuple[Manifest, Callable[[list[Entry]], None]]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from krstore.errors import CorruptStoreError, OutputError
-from krstore.files import locked
+from krstore.files import locked, sole_writer
 from krstore.memory.manifest import MANIFEST, Entry, Manifest, write_manifest
 from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
 from krstore.source import class_indices
@@ -47,16 +47,18 @@ class Folder:
         """
         try:
             self.path.mkdir(exist_ok=True)
-            begun = {self.path / STORES, self.path / NETWORKS}  # by a process that was killed at it
-            entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
-            found = {entry for entry in entries if not entry.name.endswith(".partial")}
-            if found - begun or any(any(entry.iterdir()) for entry in found):
-                raise OutputError(f"{self.path} is not empty; a memory begins in a new folder")
-            for entry in begun:
-                entry.mkdir(exist_ok=True)
+            self._check_empty()
+            with self.locked():
+                self._check_empty()  # another process may have made it meanwhile
+                self._make_folders()
+                write_manifest(self.path, Manifest())
         except OSError as error:
             raise OutputError(f"a memory cannot be made in {self.path}: {error.strerror}") from error
-        write_manifest(self.path, Manifest())
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a memory, not one that a process was killed at making."""
+        return (self.path / MANIFEST).exists()
 
     @property
     def manifest_bytes(self) -> int:
@@ -75,23 +77,25 @@ class Folder:
         """Open a store.
 
         Raises:
-            CorruptStoreError: a file of it is missing or damaged.
+            CorruptStoreError: a file of it is missing, damaged, or not the one that the manifest is of.
         """
-        _size(self._file(entry))
+        size = _size(self._file(entry))
         apart = {name: self.path / NETWORKS / sha256 for name, sha256 in entry.networks.items()}
-        return MemoryStore(self._file(entry), apart, device=device)
+        store = MemoryStore(self._file(entry), apart, device=device)
+        found = {"bytes": size, "codec": store.codec, "networks": shared_members(store), "classes": _classes(store)}
+        for name, value in found.items():
+            if value != getattr(entry, name):
+                raise CorruptStoreError(f"{store.path}: its {name} are {value}; {MANIFEST} has {getattr(entry, name)}")
+        return store
 
     def adopt(self, store: Store) -> Entry:
         """Write a store's files, and return what the manifest is to say of it."""
-        assert store.labels is not None
+        self._make_folders()
         apart = shared_members(store)
-        entry = Entry(
-            sha256=self.identity(store), bytes=0, codec=store.codec, networks=apart,
-            classes={label: len(ids) for label, ids in class_indices(store.labels).items()},
-        )  # fmt: skip
+        entry = Entry(sha256=self.identity(store), bytes=0, codec=store.codec, networks=apart, classes=_classes(store))
         for name, network in apart.items():
             target = self.path / NETWORKS / network
-            if not target.exists():
+            if not _intact(target):
                 write_apart(store, name, target)
         write_rest(store, apart, self._file(entry))
         return msgspec.structs.replace(entry, bytes=_size(self._file(entry)))
@@ -108,7 +112,7 @@ class Folder:
         """Remove the files that no store of the manifest needs."""
         needed = {STORES: {self._file(entry).name for entry in manifest.stores}, NETWORKS: manifest.networks}
         for folder, names in needed.items():
-            for file in (self.path / folder).iterdir():
+            for file in (self.path / folder).glob("*"):
                 if file.name not in names:
                     with contextlib.suppress(OSError):
                         file.unlink()
@@ -122,22 +126,58 @@ class Folder:
         return locked(self.path / LOCK)
 
     @contextlib.contextmanager
-    def working(self, name: str, *, leave: bool = False) -> Iterator[Path]:
-        """Yield where an encode under way may write; when it ends well, nothing of it stays unless `leave` says so."""
+    def working(self, name: str, *, rank: int | None = None) -> Iterator[Path]:
+        """Yield where an encode under way may write; when it ends well, nothing of it stays.
+
+        Args:
+            name: of the work; the same for the same work.
+            rank: of this process among those that share the work, the first of which cleans up; `None`: it is alone.
+
+        Raises:
+            OutputError: the folder cannot be made, or another process is at the same work alone.
+        """
         folder = self.path / UNFINISHED / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-        yield folder
-        if leave:
-            return
-        shutil.rmtree(folder, ignore_errors=True)
+        with sole_writer(folder) if rank is None else contextlib.nullcontext():
+            yield folder
+            if rank:
+                return
+            shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # others may be at work
             folder.parent.rmdir()
 
+    def _make_folders(self) -> None:
+        """Make what stores and networks lie in; copies of a memory may lack an empty one."""
+        for name in (STORES, NETWORKS):
+            (self.path / name).mkdir(exist_ok=True)
+
+    def _check_empty(self) -> None:
+        begun = {self.path / STORES, self.path / NETWORKS}  # by a process that was killed at it
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+        found = {entry for entry in entries if not entry.name.endswith(".partial")}
+        if found - begun or any(any(entry.iterdir()) for entry in found):
+            raise OutputError(f"{self.path} is not empty; a memory begins in a new folder")
+
     def _file(self, entry: Entry) -> Path:
         return self.path / STORES / f"{entry.sha256}.krs"
+
+
+def _classes(store: Store) -> dict[int, int]:
+    """Return how many samples of each class a store has, by label."""
+    assert store.labels is not None
+    return {label: len(ids) for label, ids in class_indices(store.labels).items()}
+
+
+def _intact(network: Path) -> bool:
+    """Whether there is a network of this name, with the hash that the name is."""
+    try:
+        with network.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == network.name
+    except FileNotFoundError:
+        return False
 
 
 def _size(path: Path) -> int:

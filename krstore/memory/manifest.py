@@ -63,7 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     memory_version: Annotated[int, msgspec.Meta(ge=1)] = MEMORY_VERSION
-    generation: Count = 0
+    generation: Annotated[int, msgspec.Meta(ge=0)] = 0
     stores: tuple[Entry, ...] = ()
 
     def changed(self, stores: list[Entry]) -> Manifest:
@@ -100,10 +100,13 @@ def read_manifest(folder: Path) -> Manifest:
         if version > MEMORY_VERSION:
             raise CorruptStoreError(f"{path}: version {version} of the format; this krstore reads {MEMORY_VERSION}")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptStoreError(f"{path}: the manifest is malformed: {error}") from error
     if len({entry.sha256 for entry in manifest.stores}) != len(manifest.stores):
         raise CorruptStoreError(f"{path}: a store stands twice in the manifest")
+    for entry in manifest.stores:
+        if not entry.samples:
+            raise CorruptStoreError(f"{path}: nothing is replayed of store {entry.name}, which such a memory lets go")
     return manifest
 
 

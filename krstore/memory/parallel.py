@@ -73,7 +73,7 @@ def extend(
     shared = None if decoder is None else _identity(Path(decoder))
     seen_by = None if task_model is None else weights_hash(task_model)
     identity = msgspec.json.encode([told, codec, shards, target, preset, settings, shared, seen_by, seed])
-    with memory.folder.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", leave=rank > 0) as folder:
+    with memory.folder.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", rank=rank) as folder:
         parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
         for number, part in parts[rank::world]:
             output = folder / f"{number}-{part}.krs"

@@ -184,7 +184,9 @@ def shrink(
 
 
 def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
-    """Keep at most `per_class` samples of each class: the first ones of a store, shared by the stores that have some.
+    """Keep at most `per_class` samples of each class: the first ones of each store, as many of one as of another.
+
+    Where a store has fewer, the others keep more.
 
     Of exemplars, which lie in the order of their worth, these are the smaller set. They are stored again with what they
     were stored with; nothing is lost but by a lossy codec. An interrupted call is taken up.
@@ -194,17 +196,12 @@ def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progres
     """
     if per_class < 1:
         raise UsageError(f"per_class={per_class} is not positive; krstore.Memory.drop forgets whole classes")
-    holders = Counter(label for entry in memory.manifest.stores for label in entry.live)
-    before: Counter[int] = Counter()  # how many of a class's stores have had their share
+    quotas = _quotas(memory, per_class)
     old, new = [], []
     with memory.folder.working(_folder("trim", memory.manifest.stores, per_class, seed)) as folder:
         for entry, store in memory.pairs():
             samples = MemorySamples(memory.path, [store], [entry.dropped])
-            parts = []
-            for label, ids in class_indices(samples.labels).items():
-                share, more = divmod(per_class, holders[label])
-                parts.append(ids[: share + (before[label] < more)])
-                before[label] += 1
+            parts = [ids[: quotas[entry.sha256, label]] for label, ids in class_indices(samples.labels).items()]
             kept = np.sort(np.concatenate(parts))
             if len(kept) == len(samples):
                 continue
@@ -223,6 +220,19 @@ def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progres
             new.append(Store(path))
         if old:
             memory.replace(old, new)
+
+
+def _quotas(memory: Collection, per_class: int) -> dict[tuple[str, int], int]:
+    """Return how many samples each store keeps of each class, by its hash and the label."""
+    quotas = {}
+    for label in memory.classes:
+        holders = [entry for entry in reversed(memory.manifest.stores) if label in entry.live]
+        left = per_class
+        # those of few samples first; what does not divide goes to the older ones
+        for others, entry in enumerate(sorted(holders, key=lambda entry: entry.live[label])):
+            quotas[entry.sha256, label] = min(entry.live[label], left // (len(holders) - others))
+            left -= quotas[entry.sha256, label]
+    return quotas
 
 
 def storage(store: Store) -> tuple[str, dict[str, Any]]:

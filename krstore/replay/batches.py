@@ -123,6 +123,7 @@ class Replay(Dataset[Batch]):
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
             ("prefetch", prefetch, 0),
             ("cache_bytes", cache_bytes, 0),
         ):
@@ -271,7 +272,7 @@ class Replay(Dataset[Batch]):
             pieces.append(order[place.offset : place.offset + count])
             count -= len(pieces[-1])
             stop = place.offset + len(pieces[-1])
-            through = stop == len(order)
+            through = stop >= len(order)
             place = place._replace(epoch=place.epoch + through, offset=0 if through else stop)
         return self.read(np.concatenate(pieces)), place
 

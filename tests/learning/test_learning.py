@@ -16,10 +16,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from learning_runs import CLASSES, TEST, TRAIN, KilledAfter, body, config, samples
+from learning_runs import CLASSES, LABELS, TEST, TRAIN, KilledAfter, body, config, samples
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from krstore.errors import ConfigError, UnknownNameError, UsageError
+from krstore.errors import ConfigError, CorruptStoreError, OutputError, UnknownNameError, UsageError
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.network import Network, build_network
@@ -27,6 +28,7 @@ from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.memory import Memory
+from krstore.progress import SILENT
 
 
 def test_weights_bring_their_classifier(tmp_path: Path) -> None:
@@ -115,6 +117,53 @@ def test_runs_that_cannot_be(data: Path, tmp_path: Path, settings: dict[str, Any
         learn(config(data, "kril", **settings), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("train", np.nan, r"step 0 of 2: the loss is no longer finite .*; 1 training samples of the batch are not fin"),
+        ("test", np.inf, "scores of test samples are not finite; nor are the samples"),
+    ],
+)
+def test_data_that_are_not_finite(data: Path, tmp_path: Path, part: str, value: float, message: str) -> None:
+    with h5py.File(data / f"{part}.h5", "r+") as file:
+        file["features"][int(np.flatnonzero(file["labels"][()] == LABELS[0])[0]), 0, 0, 0] = value
+    with pytest.raises(UsageError, match=message):
+        learn(config(data, order="ascending"), tmp_path / "run")
+
+
+def test_weights_that_the_last_update_has_blown_up(data: Path, tmp_path: Path) -> None:
+    once = {"epochs": 1, "batch_size": 60, "learning_rate": 1e38, "milestones": ()}
+    with pytest.raises(UsageError, match="scores of test samples are not finite; lower the learning rate"):
+        learn(config(data, base_training=once), tmp_path / "run")
+
+
+def test_what_is_refused_leaves_the_folder_free(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown module to freeze"):
+        learn(config(data, frozen_until="conv9"), tmp_path / "run")
+    assert learn(config(data), tmp_path / "run").finished
+
+
+def test_a_run_is_one_process_at_a_time(data: Path, tmp_path: Path) -> None:
+    class Again:
+        def task(self, description: str, total: int, unit: str = "samples") -> Any:
+            return SILENT.task(description, total, unit)
+
+        def note(self, message: str) -> None:
+            with pytest.raises(OutputError, match=r"another process is writing .*run\.json; wait for it"):
+                learn(config(data), tmp_path / "run")
+
+    assert learn(config(data), tmp_path / "run", progress=Again()).finished
+
+
+def test_a_state_of_another_network(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        learn(config(data), tmp_path / "run", progress=KilledAfter(0))
+    state = tmp_path / "run" / "step1.safetensors"
+    save_file({name.replace("body", "bode"): value for name, value in load_file(state).items()}, state)
+    with pytest.raises(CorruptStoreError, match=r"step1\.safetensors is not of this run's network"):
+        learn(config(data), tmp_path / "run")
+
+
 def test_the_same_seed_gives_the_same_results(data: Path, tmp_path: Path) -> None:
     first, same, other = (
         learn(config(data, "replay", seed=seed), tmp_path / f"run{n}") for n, seed in enumerate((1, 1, 2))
@@ -183,6 +232,13 @@ def test_a_run_goes_on_with_the_same_data_alone(data: Path, tmp_path: Path) -> N
         file["features"][0] += 1
     with pytest.raises(UsageError, match="is of other data than"):
         learn(built, tmp_path / "run")
+
+
+def test_data_that_have_moved_are_the_same_data(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        learn(config(data), tmp_path / "run", progress=KilledAfter(0))
+    moved = data.rename(tmp_path / "elsewhere")
+    assert learn(config(moved), tmp_path / "run").finished
 
 
 def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:

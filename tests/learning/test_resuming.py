@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from image_runs import config, images
+from safetensors.torch import load_file, save_file
 
 from krstore.learning import harness
 from krstore.learning.harness import learn
@@ -60,7 +61,10 @@ def test_a_run_killed_within_a_step_ends_as_if_it_had_not_been(
     for _ in list(instants):
         with pytest.raises(KeyboardInterrupt):
             learn(run, cut, dataset=images(60))
+    trained = load_file(cut / "trained1.safetensors")
+    save_file({**trained, "time/seconds": trained["time/seconds"] + 500}, cut / "trained1.safetensors")
     learn(run, cut, dataset=images(60))
+    assert read_result(cut).steps[1].seconds > 500, "the training before the kill counts"
     last = "step2.safetensors"
     assert (cut / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
     assert [step.confusion for step in read_result(cut).steps] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from memory_stores import raw_store, size_on_disk
 
 import krstore
+import krstore.memory.folder
 from krstore import Memory
-from krstore.errors import KrstoreError
+from krstore.errors import KrstoreError, OutputError
 from krstore.testing import example_source
 
 APPEND = """
@@ -45,8 +47,8 @@ def change(path, stop):
             touched += 1
             if touched == stop:
                 os.kill(os.getpid(), signal.SIGKILL)
-    memory = Memory(path)
     sys.addaudithook(watch)
+    memory = Memory.ensure(path)
     memory.append(first, second)
     memory.trim(10)
     memory.merge()
@@ -57,7 +59,6 @@ def change(path, stop):
 seen, stop, finished = [], step, False
 while not finished:
     path = folder / f"memory{stop}"
-    Memory.create(path)
     pid = os.fork()
     if not pid:
         change(path, stop)
@@ -65,7 +66,7 @@ while not finished:
     status = os.waitpid(pid, 0)[1]
     assert status in (0, signal.SIGKILL), status
     finished = status == 0
-    memory = Memory(path)
+    memory = Memory.ensure(path)
     memory.verify()
     seen.append(states.index((len(memory.stores), tuple(memory.classes.items()))))
     memory.append(third)  # sweeps what the killed one left
@@ -116,6 +117,41 @@ def test_a_store_that_another_process_has_removed(asked: str, memory: Memory, tm
             own.merge("pq", ratio=3) if asked == "merge" else own.shrink(own.bytes - 9, "pq")
 
 
+def test_processes_that_make_a_memory_at_once_spoil_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "memory", krstore.memory.folder.write_manifest
+    with ThreadPoolExecutor(1) as pool:
+        others = []
+
+        def late(*arguments: Any) -> None:
+            monkeypatch.undo()
+            others.append(pool.submit(Memory.create, path))
+            with pytest.raises(TimeoutError):
+                others[0].result(0.2)
+            write(*arguments)
+
+        monkeypatch.setattr("krstore.memory.folder.write_manifest", late)
+        Memory.create(path).append(raw_store(tmp_path, 1))
+        with pytest.raises(OutputError, match="is not empty"):
+            others[0].result()
+    assert Memory(path).classes == {1: 20}
+
+
+def test_the_same_merge_is_done_once(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
+    encode = krstore.encode
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        with pytest.raises(OutputError, match=r"another process is writing .*unfinished/merge-.*; wait for it"):
+            Memory(memory.path).merge()
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr("krstore.memory.reshape.encode", meanwhile)
+    memory.merge()
+    assert len(memory.stores) == 1
+    assert not (memory.path / "unfinished").exists()
+
+
 def test_a_merge_gives_way_to_another_process(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
     other = Memory(memory.path)
@@ -133,7 +169,7 @@ def test_a_merge_gives_way_to_another_process(memory: Memory, tmp_path: Path, mo
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_it_opens_as_before_or_after(step: int, tmp_path: Path) -> None:
-    """Appending, trimming, merging, dropping and encoding are killed at each `step`-th touch of a file."""
+    """Making, appending, trimming, merging, dropping and encoding are killed at each `step`-th touch of a file."""
     for number in (1, 2, 3):
         raw_store(tmp_path, number)
     np.savez(tmp_path / "archive.npz", features=np.full((20, 4), 5, np.float32), labels=np.full(20, 5))

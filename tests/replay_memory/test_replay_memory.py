@@ -96,6 +96,25 @@ def test_a_store_that_is_appended_again_is_whole_again(memory: Memory, tmp_path:
     assert memory.classes == {1: 15, 2: 5}
 
 
+def test_appending_a_store_again_mends_it(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    expected = memory.samples.read(np.arange(500))
+    for file in ("networks", "stores"):
+        damaged = min((memory.path / file).iterdir())
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        Memory(memory.path).append(*sharing)
+        np.testing.assert_array_equal(Memory(memory.path, device="cpu").samples.read(np.arange(500)), expected)
+        memory.verify()
+
+
+def test_a_damaged_network_is_not_shared(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(sharing[0])
+    (network,) = (memory.path / "networks").iterdir()
+    network.write_bytes(b"\0" * network.stat().st_size)
+    memory.append(sharing[1])
+    memory.verify()
+
+
 def test_stores_of_another_memory(memory: Memory, sharing: list[krstore.Store], tmp_path: Path) -> None:
     memory.append(*sharing)
     other = Memory.create(tmp_path / "other", device="cpu")
@@ -237,6 +256,15 @@ def test_trimming_keeps_the_smaller_set_of_exemplars(memory: Memory, tmp_path: P
         memory.trim(0)
 
 
+def test_trimming_evens_out_what_stores_have(memory: Memory, tmp_path: Path) -> None:
+    sizes = (2, 50, 9, 100)
+    memory.append(*(raw_store(tmp_path, number, size, np.full(size, 7)) for number, size in enumerate(sizes)))
+    memory.trim(31)
+    assert sorted(len(store) for store in memory.stores) == [2, 9, 10, 10]
+    memory.trim(10)
+    assert sorted(len(store) for store in memory.stores) == [2, 2, 3, 3]
+
+
 def test_trimming_lossy_stores_keeps_their_decoder(memory: Memory, sharing: list[krstore.Store]) -> None:
     memory.append(*sharing)
     networks, before = memory.manifest.networks, memory.bytes
@@ -294,6 +322,31 @@ def test_hostile_manifests(memory: Memory, tmp_path: Path, change: Any, message:
     manifest.write_text(change(manifest.read_text()))
     with pytest.raises(CorruptStoreError, match=message):
         Memory(memory.path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"1": 20', '"9": 77', r"its classes are {1: 20}; manifest.json has {9: 77}"),
+        ('"codec": "raw"', '"codec": "pq"', "its codec are raw; manifest.json has pq"),
+        ('"networks": {}', f'"networks": {{"a": "{"0" * 64}"}}', "its member 'a' is missing"),
+    ],
+)
+def test_a_manifest_of_other_stores(memory: Memory, tmp_path: Path, old: str, new: str, message: str) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    manifest = memory.path / MANIFEST
+    assert old in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(old, new))
+    with pytest.raises(CorruptStoreError, match=message):
+        Memory(memory.path).verify()
+
+
+def test_one_store_in_the_place_of_another(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2, 30))
+    first, second = (memory.path / "stores" / f"{entry.sha256}.krs" for entry in memory.manifest.stores)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(CorruptStoreError, match=f"{first.name}: its bytes are"):
+        Memory(memory.path).verify()
 
 
 def test_damage_is_found_and_named(memory: Memory, sharing: list[krstore.Store]) -> None:
