@@ -31,8 +31,9 @@ def new() -> DataLoader[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("replayed", [False, True])
 def test_lightning_trains_on_both_and_resumes_where_it_was(
-    replay: krstore.Replay, new: DataLoader[Any], tmp_path: Path
+    replayed: bool, new: DataLoader[Any], tmp_path: Path
 ) -> None:
     lightning = pytest.importorskip("lightning")
     from krstore.adapters.lightning import ReplayDataModule
@@ -41,32 +42,41 @@ def test_lightning_trains_on_both_and_resumes_where_it_was(
         def __init__(self) -> None:
             super().__init__()
             self.network = torch.nn.Linear(4, 3)
-            self.seen: list[torch.Tensor] = []
+            self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def training_step(self, batch: Any, index: int) -> Any:
             x, y = batch
-            self.seen.append(y)
+            self.seen.append((x, y))
             return torch.nn.functional.cross_entropy(self.network(x), y)
 
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def trainer(epochs: int) -> Any:
-        return lightning.Trainer(
+    def trained(epochs: int, save: Path | None = None, resume: Path | None = None) -> Module:
+        """Train on samples of two replays, or of a loader and a replay, that are new ones each time."""
+        trainer = lightning.Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=tmp_path,
         )  # fmt: skip
+        fresh = krstore.open(task.path).replay(batch_size=8, seed=5) if replayed else new
+        data = ReplayDataModule(fresh, krstore.open(old.path).replay(seed=3), share=0.75)
+        module = Module()
+        trainer.fit(module, datamodule=data, ckpt_path=resume)
+        if save is not None:
+            trainer.save_checkpoint(save)
+        return module
 
-    module, first = Module(), trainer(2)
-    first.fit(module, datamodule=ReplayDataModule(new, replay, share=0.75))
-    labels = torch.cat(module.seen)
-    assert [len(batch) for batch in module.seen] == [32] * 10
+    features = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    old = krstore.encode(ArraySource(features[:60], np.arange(60) % 2), tmp_path / "old.krs", "raw")
+    task = krstore.encode(ArraySource(features[60:], np.full(40, 2)), tmp_path / "new.krs", "raw")
+    whole, first = trained(3), trained(2, save=tmp_path / "a.ckpt")
+    labels = torch.cat([y for _, y in whole.seen])
+    assert [len(y) for _, y in whole.seen] == [32] * 15
     assert ((labels < 2).float().mean() - 0.75).abs() < 0.01
-    assert replay.state_dict() == {"epoch": 4, "offset": 0, "owed": 0.0}
-    first.save_checkpoint(tmp_path / "a.ckpt")
-    fresh = krstore.Memory(tmp_path / "memory").replay(seed=3)
-    trainer(3).fit(Module(), datamodule=ReplayDataModule(new, fresh, share=0.75), ckpt_path=tmp_path / "a.ckpt")
-    assert fresh.state_dict() == {"epoch": 6, "offset": 0, "owed": 0.0}
+    rest = trained(3, resume=tmp_path / "a.ckpt")
+    assert len(rest.seen) == 5
+    for (x, _), (expected, _) in zip([*first.seen, *rest.seen], whole.seen, strict=True):
+        torch.testing.assert_close(x, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -125,6 +125,23 @@ def test_dataloaders_fetch_batches(store: krstore.Store) -> None:
     assert Counting.fetches == len(batches) == 5
 
 
+@pytest.mark.parametrize("balance", ["proportional", "classes"])
+def test_workers_decode_the_batches_of_iterating(store: krstore.Store, balance: str) -> None:
+    replay = store.replay(batch_size=10, seed=3, balance=balance, drop_last=True)
+    loader = DataLoader(replay, batch_sampler=replay.sampler(), num_workers=2)
+    epochs = [[y.tolist() for _, y in loader] for _ in range(2)]
+    assert epochs == [[y.tolist() for _, y in replay] for _ in range(2)]
+    assert len(loader) == replay.batches
+    sampler = replay.sampler()
+    sampler.set_epoch(1, batch=4)
+    assert [y.tolist() for _, y in DataLoader(replay, batch_sampler=sampler)] == epochs[1][4:]
+
+
+def test_a_dataloader_of_its_own_does_not_balance(store: krstore.Store) -> None:
+    with pytest.raises(UsageError, match=r"balance='classes' is of iterating; .*batch_sampler=replay\.sampler\(\)"):
+        next(iter(DataLoader(store.replay(balance="classes"), batch_size=10)))
+
+
 def test_dataloader_with_workers(store: krstore.Store) -> None:
     batches = list(DataLoader(store.replay(), batch_size=20, num_workers=2))
     assert ids_of(batches) == list(range(SAMPLES))
@@ -247,7 +264,8 @@ def test_any_number_is_taken_from_the_same_sequence(store: krstore.Store) -> Non
     expected = ids_of([*batches, *batches, *batches])
     taken = [i for count in (0, 1, 40, 200, 7) for i in ids_of([pieces.take(count)])]
     assert taken == expected[:248]
-    assert pieces.state_dict() == {"epoch": 2, "offset": 248 - 2 * SAMPLES, "owed": 0.0}
+    state = pieces.state_dict()
+    assert (state["epoch"], state["offset"], state["owed"]) == (2, 248 - 2 * SAMPLES, 0.0)
 
 
 def test_endless_batches_need_one(store: krstore.Store) -> None:
@@ -281,6 +299,52 @@ def test_a_mix_goes_on_where_it_was() -> None:
         seen = [batch.y.tolist() for batch in first.mix(new[:stop], 0.35)]
         rest.load_state_dict(first.state_dict())
         assert seen + [batch.y.tolist() for batch in rest.mix(new[stop:], 0.35)] == whole
+
+
+def test_a_mix_leaves_the_loaders_random_numbers_alone() -> None:
+    """Prefetching draws nothing: a loop that draws from PyTorch's generator sees the same stream as without."""
+
+    def numbers(prefetch: int) -> list[float]:
+        torch.manual_seed(0)
+        new = ((torch.rand(4, 4), torch.zeros(4, dtype=torch.long)) for _ in range(8))
+        mixed = krstore.Replay(Memoryless(), prefetch=prefetch).mix(new)
+        return [float(x.sum()) + float(torch.rand(1)) for x, _, _ in mixed]
+
+    assert numbers(0) == numbers(3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"), [((torch.zeros(2, 4), torch.zeros(2), torch.zeros(2)), "3 parts"), ({"x": 1}, "dict")]
+)
+def test_batches_that_cannot_be_mixed(batch: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=rf"batches are {said}; mixing takes \(x, y\)"):
+        next(krstore.Replay(Memoryless()).mix([batch]))
+
+
+def test_features_may_be_transformed() -> None:
+    replay = krstore.Replay(Memoryless(), transform=lambda x: -x, batch_size=4)
+    for x, y in replay:
+        np.testing.assert_array_equal(x[:, 0], -y)
+    x, y, replayed = next(replay.mix([(torch.ones(2, 4), torch.tensor([5, 6]))]))
+    assert x[~replayed].min() == 1
+    np.testing.assert_array_equal(x[replayed][:, 0], -y[replayed])
+
+
+@pytest.mark.parametrize("options", [{"classes": [1, 2]}, {"seed": 7}, {"balance": "classes"}])
+def test_a_state_is_of_one_order(options: dict[str, Any]) -> None:
+    state = krstore.Replay(Memoryless(), **options).state_dict()
+    with pytest.raises(UsageError, match="the state is of a replay of"):
+        krstore.Replay(Memoryless()).load_state_dict(state)
+
+
+def test_a_place_beyond_an_epoch_is_in_the_next() -> None:
+    """As where an epoch has become shorter, by more processes that share it."""
+    alone, shared = krstore.Replay(Memoryless()), krstore.Replay(Memoryless(), rank=1, world_size=3)
+    alone.take(8)
+    shared.load_state_dict(alone.state_dict())
+    expected = krstore.Replay(Memoryless(), rank=1, world_size=3)
+    expected.take(3)
+    assert shared.take(4)[1].tolist() == expected.take(4)[1].tolist()
 
 
 def test_an_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

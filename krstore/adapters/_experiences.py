@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from krstore.archives import write_archive
+from krstore.archives import open_archive, write_archive
 from krstore.codec import Codec, Kind
 from krstore.errors import UsageError
 from krstore.memory import Memory
+from krstore.memory.beside import encode_beside
 from krstore.memory.samples import MemorySamples
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, SourceSpec, default_channel_axis
 from krstore.store.reader import Store
-from krstore.store.writer import encode
 from krstore.tensors import as_array
 
 __all__ = ["PIL", "Experiences"]
@@ -73,9 +73,9 @@ class Experiences:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "samples.h5"
             _write(archive, batches, labels, number, attributes or {})
-            store = encode(
-                archive, Path(folder) / "experience.krs", self._codec.name, device=self._device, seed=self._seed,
-                decoder=kept[0] if kept and self._codec.shares_decoder else None, **self._encoding,
+            store = encode_beside(
+                self.memory, next(iter(kept), None), open_archive(archive), Path(folder) / "experience.krs",
+                self._codec.name, device=self._device, seed=self._seed, **self._encoding,
             )  # fmt: skip
             (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
         self.finished = number + 1

@@ -32,7 +32,7 @@ KEPT = (
 class ReplayDataModule(LightningDataModule):
     """Trains on a new task with a share of replayed samples; validates on what it is given.
 
-    Batches are ``(x, y)``, the new task's samples first. The place in the replay is part of Lightning's checkpoints.
+    Batches are ``(x, y)``, the new task's samples first. The places in replays are part of Lightning's checkpoints.
     With several processes each gets its share of both, a `DataLoader` by a `DistributedSampler` as from Lightning.
 
     Where the replay's codec is lossy, let the new task pass through it too: encode it, and give that store's replay as
@@ -81,12 +81,18 @@ class ReplayDataModule(LightningDataModule):
         return [] if self._validation is None else self._validation
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the replay."""
-        return self._replay.state_dict()
+        """Return the place in the replay, and in the new task's where that is one too."""
+        new = {"new": self._new.state_dict()} if isinstance(self._new, Replay) else {}
+        return self._replay.state_dict() | new
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on at a place in the replay."""
+        """Go on at a place in the replay, and in the new task's, whose next epoch it is where one is through."""
         self._replay.load_state_dict(state_dict)
+        if isinstance(self._new, Replay):
+            new = dict(state_dict["new"])
+            if new["offset"] >= min(len(self._new.order), self._new.batches * self._new.batch_size):
+                new |= {"epoch": new["epoch"] + 1, "offset": 0}
+            self._new.load_state_dict(new)
 
 
 def shared(loader: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:

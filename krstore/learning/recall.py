@@ -14,11 +14,12 @@ from torch import nn
 
 from krstore.codec import Kind
 from krstore.config import build_config
-from krstore.errors import ConfigError, DecoderMismatchError, TargetUnreachableError, UsageError
+from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
+from krstore.memory.beside import encode_beside
 from krstore.memory.reshape import storage
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
@@ -150,7 +151,13 @@ class Recall:
             if merging:
                 encode(samples, path, "raw", force=True)
             else:
-                self._encode(number, samples, path, seen_by)
+                asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
+                encode_beside(
+                    self.memory, next(iter(self.memory.stores), None), samples, path, self._codec.name,
+                    preset=self._preset, settings={**self._settings, **asked}, device=self._device, seed=self._seed,
+                    force=True, resume="auto", task_model=seen_by, progress=self._progress,
+                    **self._target(task.first, task.stop),
+                )  # fmt: skip
             self.memory.append(path)
             path.unlink()
         if self._config.total is not None:
@@ -162,7 +169,7 @@ class Recall:
             self.memory.merge(
                 self._codec.name, names=names, preset=self._preset, settings=self._settings, seed=self._seed,
                 progress=self._progress, task_model=seen_by,
-                **self._target(self.scenario.tasks[first].first, task.stop, 0),
+                **self._target(self.scenario.tasks[first].first, task.stop),
             )  # fmt: skip
 
     def adjust(self, task: Task, network: Callable[[bool], nn.Module]) -> None:
@@ -199,28 +206,6 @@ class Recall:
     def _passed(self, number: int) -> Path:
         return self._folder / f"passed{number}.krs"
 
-    def _encode(self, number: int, samples: Subset, path: Path, task_model: nn.Module | None) -> None:
-        stores = self.memory.stores
-        decoder = stores[0] if stores and self._codec.shares_decoder else None
-        try:
-            self._encode_with(decoder, number, samples, path, task_model)
-        except DecoderMismatchError as error:
-            self._progress.note(f"{error}; task {number} gets a decoder of its own")
-            self._encode_with(None, number, samples, path, task_model)
-
-    def _encode_with(
-        self, decoder: Store | None, number: int, samples: Subset, path: Path, task_model: nn.Module | None
-    ) -> None:
-        task = self.scenario.tasks[number]
-        shared = 0 if decoder is None else sum(map(self.memory.folder.network_bytes, self.memory.manifest.networks))
-        asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
-        encode(
-            samples, path, self._codec.name, preset=self._preset, settings={**self._settings, **asked},
-            device=self._device, seed=self._seed, decoder=decoder, force=True, resume="auto", task_model=task_model,
-            progress=self._progress,
-            **self._target(task.first, task.stop, shared),
-        )  # fmt: skip
-
     def _make_room(self, task: Task) -> None:
         """Let go of exemplars, the least of each class first, until earlier tasks leave a new one its share.
 
@@ -252,8 +237,8 @@ class Recall:
             )
         return self._config.total // classes
 
-    def _target(self, first: int, stop: int, shared: int) -> dict[str, Any]:
-        """Return what a store of the classes first..stop-1 may take, with `shared` bytes that are counted already."""
+    def _target(self, first: int, stop: int) -> dict[str, Any]:
+        """Return what a store of the classes first..stop-1 may take."""
         if self.budget is not None and self._filled:
             share = self.budget - self.memory.bytes
         elif self.budget is not None:
@@ -263,7 +248,7 @@ class Recall:
             share = int(sum(self.scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)
         else:
             return {}
-        return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first)) + shared}
+        return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first))}
 
 
 def _selection(config: MemoryConfig) -> str | None:

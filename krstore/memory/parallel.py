@@ -14,10 +14,13 @@ import torch
 from krstore.archives import open_archive
 from krstore.distributed import barrier, broadcast, processes
 from krstore.errors import UsageError
+from krstore.memory.beside import bytes_beside
+from krstore.memory.stored import shared_members
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Source, Subset
+from krstore.store.reader import Store
 from krstore.store.writer import encode
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ def extend(
         archives: paths; see `krstore.archives.open_archive`.
         codec, preset, settings, decoder, seed, task_model, progress: see `krstore.encode`.
         shards: stores that each archive is cut into, by contiguous parts.
-        ratio, max_mse: the target of each store; default the codec's.
+        ratio, max_mse: the target of each store; default the codec's. What the memory has of a decoder does not count.
         trust: see `krstore.archives.open_archive`.
 
     Returns:
@@ -66,22 +69,27 @@ def extend(
     """
     rank, world = processes()
     paths = [Path(archive) for archive in archives]
-    asked = {"ratio": ratio, "max_mse": max_mse}
-    target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     get_sample_codec(codec)
     told = [_identity(path) for path in paths]
     shared = None if decoder is None else _identity(Path(decoder))
     seen_by = None if task_model is None else weights_hash(task_model)
-    identity = msgspec.json.encode([told, codec, shards, target, preset, settings, shared, seen_by, seed])
+    opened = None if decoder is None else Store(decoder)
+    counted = [] if opened is None else sorted(memory.manifest.networks & set(shared_members(opened).values()))
+    identity = msgspec.json.encode(
+        [told, codec, shards, ratio, max_mse, preset, settings, shared, counted, seen_by, seed]
+    )
     with memory.folder.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", rank=rank) as folder:
         parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
         for number, part in parts[rank::world]:
             output = folder / f"{number}-{part}.krs"
             if not output.exists():
                 source = _part(open_archive(paths[number], trust=trust), paths[number], part, shards)
+                target: dict[str, Any] = {"ratio": ratio}
+                if opened is not None:
+                    target = {"max_bytes": bytes_beside(memory, opened, source, ratio, None)}
                 encode(
-                    source, output, codec, preset=preset, settings=settings, decoder=decoder, seed=seed, resume="auto",
-                    device=memory.device, task_model=task_model, progress=progress, **target,
+                    source, output, codec, preset=preset, settings=settings, decoder=opened, seed=seed, resume="auto",
+                    device=memory.device, task_model=task_model, progress=progress, max_mse=max_mse, **target,
                 )  # fmt: skip
         barrier()
         added: list[Entry] = []

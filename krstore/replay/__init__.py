@@ -2,5 +2,6 @@
 
 from krstore.replay.batches import CACHE_BYTES, MixedBatch, Replay, Replayable
 from krstore.replay.order import BALANCES
+from krstore.replay.sampler import ReplaySampler
 
-__all__ = ["BALANCES", "CACHE_BYTES", "MixedBatch", "Replay", "Replayable"]
+__all__ = ["BALANCES", "CACHE_BYTES", "MixedBatch", "Replay", "ReplaySampler", "Replayable"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,8 @@ from torch.utils.data import Dataset
 from krstore.distributed import processes
 from krstore.errors import UsageError
 from krstore.replay.order import Order
-from krstore.replay.prefetch import ahead
+from krstore.replay.prefetch import Supply, ahead
+from krstore.replay.sampler import ReplaySampler
 from krstore.source import Ids
 
 __all__ = ["CACHE_BYTES", "MixedBatch", "Replay", "Replayable"]
@@ -79,9 +81,11 @@ class Replay(Dataset[Batch]):
 
     Iterating yields one epoch of batches ``(x (B, *shape), y (B,))``, decoded in a thread while the last one is in use;
     the next iteration is the next epoch, in another order. `forever` goes on without end, and `take` gives any number
-    of samples of the same endless sequence. It is a map-style dataset too: ``replay[i]`` is one pair ``(x, y)``,
-    ``len(replay)`` the number of samples, and a `DataLoader` fetches whole batches at once (``__getitems__``), also in
-    workers.
+    of samples of the same endless sequence.
+
+    It is a map-style dataset too: ``replay[i]`` is one pair ``(x, y)``, ``len(replay)`` the number of samples, and a
+    `DataLoader` fetches whole batches at once (``__getitems__``), also in workers. Which batches these are is the
+    loader's to say: ``DataLoader(replay, batch_sampler=replay.sampler())`` has those of iterating.
 
     Args:
         samples: what to replay.
@@ -94,6 +98,8 @@ class Replay(Dataset[Batch]):
         classes: replay only samples of these labels.
         drop_last: leave out a smaller last batch.
         dtype: of the features; `None` keeps the store's.
+        transform: what becomes of the features (n, *shape) of n samples, on their device and in that dtype; for images
+            of bytes ``lambda x: x / 255``. `None` leaves them.
         prefetch: batches that iterating decodes ahead; 0 decodes each when it is asked for.
         cache_bytes: of entropy-decoded integers (or of samples, where a codec has none) that are kept in memory, by
             each process. All replays of a store share one cache, of the size that was asked for last; 0 asks for none.
@@ -116,6 +122,7 @@ class Replay(Dataset[Batch]):
         classes: Sequence[int] | None = None,
         drop_last: bool = False,
         dtype: torch.dtype | None = torch.float32,
+        transform: Callable[[Tensor], Tensor] | None = None,
         prefetch: int = 2,
         cache_bytes: int = CACHE_BYTES,
         rank: int | None = None,
@@ -132,7 +139,7 @@ class Replay(Dataset[Batch]):
         if samples.labels is None:
             raise UsageError(f"{samples.path} has no labels to replay; use store.read(ids) for its features alone")
         self.samples, self.batch_size, self.device, self.dtype = samples, batch_size, device, dtype
-        self.drop_last, self.prefetch = drop_last, prefetch
+        self.drop_last, self.prefetch, self.transform = drop_last, prefetch, transform
         self._labels = torch.from_numpy(samples.labels)
         self._rows = _rows_of(samples, classes)
         if not len(self._rows):
@@ -147,6 +154,8 @@ class Replay(Dataset[Batch]):
         )  # fmt: skip
         self._drawn: tuple[Order, int, Ids] | None = None
         self._place, self._loaded = _Place(0, 0), False
+        self._told = {"samples": len(self._rows), "seed": seed, "balance": balance, "shuffle": shuffle}
+        self._sampled = False
         self._cache_bytes = cache_bytes
         self._cache()
 
@@ -197,26 +206,35 @@ class Replay(Dataset[Batch]):
 
     def take(self, count: int) -> Batch:
         """Return the next `count` samples, of this epoch and, when it is through, of those that follow."""
-        batch, self._place = self._next(self._place, count)
-        return batch
+        pieces, (epoch, offset, _) = [np.empty(0, np.int64)], self._place
+        self._place = self._behind(self._place, count)
+        while count > 0:
+            pieces.append(self._epochs_order(epoch)[offset : offset + count])
+            count -= len(pieces[-1])
+            epoch, offset = epoch + 1, 0
+        return self.read(np.concatenate(pieces))
 
     def mix(self, new: Iterable[Batch], share: float = 0.5) -> Iterator[MixedBatch]:
         """Yield each batch of a new task with replayed samples added, so many that they are `share` of the whole.
 
-        They are taken one after another, epoch by epoch, decoded ahead, and brought to the new ones' device and dtype.
+        They are taken one after another, epoch by epoch, decoded ahead in batches of `batch_size`, and brought to the
+        new ones' device and dtype. A batch of the new task is drawn when it is asked for.
 
         Args:
             new: batches (x, y) of the new task, of a `DataLoader` for example.
             share: of the samples of a mixed batch, from 0 to below 1.
 
         Raises:
-            UsageError: a share out of range.
+            UsageError: a share out of range, or the new task has other batches.
         """
         if not 0 <= share < 1:
             raise UsageError(f"share={share} is not in 0..1, 1 left out")
-        for batch, place in ahead(self._mixed(new, share / (1 - share), self._place), self.prefetch):
-            self._place = place
-            yield batch
+        return self._mixed(new, share / (1 - share))
+
+    def sampler(self) -> ReplaySampler:
+        """Return the batches of iterating, for the workers of a `DataLoader` to decode; see `ReplaySampler`."""
+        self._sampled = True
+        return ReplaySampler(self)
 
     def read(self, indices: Sequence[int] | Ids) -> Batch:
         """Return samples of these indices, of those that this replays, as a batch.
@@ -227,14 +245,24 @@ class Replay(Dataset[Batch]):
         rows = self._rows[np.asarray(indices, np.int64)]
         features = self.samples.decode_tensor(rows)
         device = self.device if self.device is not None else features.device
-        return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)
+        features = features.to(device, self.dtype or features.dtype)
+        if self.transform is not None:
+            features = self.transform(features)
+        return features, self._labels[torch.from_numpy(rows)].to(device)
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count."""
-        return self._place._asdict()
+        return self._place._asdict() | self._told
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on where a replay of the same samples and arguments was, in the middle of an epoch too."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a replay of the same samples and arguments was, in the middle of an epoch too.
+
+        Raises:
+            UsageError: it was of other samples, or in another order.
+        """
+        for name, value in self._told.items():
+            if state.get(name, value) != value:
+                raise UsageError(f"the state is of a replay of {name}={state[name]}; this one has {name}={value}")
         place = _Place(int(state["epoch"]), int(state["offset"]), float(state.get("owed", 0)))
         self._place, self._loaded = place, True
 
@@ -245,6 +273,10 @@ class Replay(Dataset[Batch]):
         return features[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
+        if self._told["balance"] != "proportional" and not self._sampled:
+            raise UsageError(
+                f"balance={self._told['balance']!r} is of iterating; DataLoader(replay, batch_sampler=replay.sampler())"
+            )
         features, labels = self.read(indices)
         return list(zip(features, labels, strict=True))
 
@@ -256,25 +288,38 @@ class Replay(Dataset[Batch]):
             stop = min(start + self.batch_size, last)
             yield self.read(order[start:stop]), place._replace(offset=stop)
 
-    def _mixed(self, new: Iterable[Batch], ratio: float, place: _Place) -> Iterator[tuple[MixedBatch, _Place]]:
-        for x, y in new:
-            owed = place.owed + len(x) * ratio
-            count = math.floor(owed + 0.5)
-            (old_x, old_y), place = self._next(place._replace(owed=owed - count), count)
-            replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
-            both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
-            yield MixedBatch(*both, replayed), place
+    def _mixed(self, new: Iterable[Batch], ratio: float) -> Iterator[MixedBatch]:
+        place, old = self._place, None
+        with contextlib.ExitStack() as open_until_the_end:
+            for batch in new:
+                x, y = _pair(batch)
+                owed = place.owed + len(x) * ratio
+                count = math.floor(owed + 0.5)
+                if old is None:
+                    batches_ahead = self.prefetch * math.ceil(max(1, count) / self.batch_size)
+                    old = Supply(ahead(self._decoded(place), batches_ahead), self.read(np.empty(0, np.int64)))
+                    open_until_the_end.callback(old.close)
+                old_x, old_y = old.take(count)
+                replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
+                both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
+                self._place = place = self._behind(place, count)._replace(owed=owed - count)
+                yield MixedBatch(*both, replayed)
 
-    def _next(self, place: _Place, count: int) -> tuple[Batch, _Place]:
-        pieces = [np.empty(0, np.int64)]
-        while count > 0:
-            order = self._epochs_order(place.epoch)
-            pieces.append(order[place.offset : place.offset + count])
-            count -= len(pieces[-1])
-            stop = place.offset + len(pieces[-1])
-            through = stop >= len(order)
-            place = place._replace(epoch=place.epoch + through, offset=0 if through else stop)
-        return self.read(np.concatenate(pieces)), place
+    def _decoded(self, place: _Place) -> Iterator[Batch]:
+        """Yield what is replayed from a place on, without end, decoded in an epoch's batches wherever it begins."""
+        epoch, offset = place.epoch, place.offset
+        while True:
+            order = self._epochs_order(epoch)
+            for start in range(offset - offset % self.batch_size, len(order), self.batch_size):
+                x, y = self.read(order[start : start + self.batch_size])
+                passed = max(0, offset - start)
+                yield x[passed:], y[passed:]
+            epoch, offset = epoch + 1, 0
+
+    def _behind(self, place: _Place, count: int) -> _Place:
+        """Return the place `count` samples behind another."""
+        epochs, offset = divmod(min(place.offset, len(self.order)) + count, len(self.order))
+        return place._replace(epoch=place.epoch + epochs, offset=offset)
 
     def _epochs_order(self, epoch: int) -> Ids:
         """Return the positions of an epoch, drawn once: a batch must not cost a permutation of all samples."""
@@ -286,6 +331,13 @@ class Replay(Dataset[Batch]):
     def _cache(self) -> None:
         if self._cache_bytes:
             self.samples.cache(self._cache_bytes)
+
+
+def _pair(batch: Any) -> Batch:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        said = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise UsageError(f"the new task's batches are {said}; mixing takes (x, y)")
+    return batch[0], batch[1]
 
 
 def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:

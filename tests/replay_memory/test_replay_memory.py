@@ -396,6 +396,30 @@ def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:
         memory.extend([tmp_path / "nothing.npz"], "raw")
 
 
+def test_an_adapter_counts_a_shared_decoder_once(tmp_path: Path) -> None:
+    """At a ratio that leaves a small experience less than the decoder takes, and samples of another scale."""
+    kept = Experiences(tmp_path / "memory", "transform", 0, "cpu", {"ratio": 50, "preset": "linear"})
+    sources = [example_source(size, SHAPE, seed=seed) for seed, size in enumerate((1500, 150, 150))]
+    sizes = []
+    for number, source in enumerate(sources):
+        scale = 50 if number == 2 else 1
+        store = kept.take(number, [scale * torch.from_numpy(source.features)], source.labels)
+        sizes.append(store.bytes)
+    assert sizes[0].network > 150 * 4 * 512 / 50, "alone it would be out of reach"
+    assert len(kept.memory.manifest.networks) == 2
+    assert sizes[1].file - sizes[1].network <= 150 * 4 * 512 / 50 + 100
+
+
+def test_an_archive_that_is_encoded_counts_a_shared_decoder_once(memory: Memory, tmp_path: Path) -> None:
+    source = example_source(1500, SHAPE)
+    first = krstore.encode(source, tmp_path / "first.krs", ratio=50, preset="linear", device="cpu")
+    memory.append(first)
+    np.savez(tmp_path / "few.npz", features=source.features[:150], labels=source.labels[:150])
+    (entry,) = memory.extend([tmp_path / "few.npz"], ratio=50, decoder=first.path)
+    assert entry.networks == memory.manifest.stores[0].networks
+    assert entry.bytes <= 150 * 4 * 512 / 50
+
+
 def test_what_an_adapter_was_told_to_drop_is_not_replayed(tmp_path: Path) -> None:
     kept = Experiences(tmp_path / "memory", "raw", 0, "cpu", None)
     kept.take(0, [torch.zeros(6, 4)], np.array([1, 1, 1, 2, 2, 2]))
