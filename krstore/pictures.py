@@ -17,7 +17,7 @@ from krstore.source import Array, Ids, Source, class_indices
 if TYPE_CHECKING:
     from krstore.store.reader import Store
 
-__all__ = ["in_a_plane", "plot_plane", "plot_sheet"]
+__all__ = ["Points", "in_a_plane", "plot_plane", "plot_sheet"]
 
 EACH, CLASSES, POINTS = 10, 10, 200
 Points = NDArray[np.float64]
@@ -93,14 +93,20 @@ def plot_plane(store: Store, source: Source, path: Path, *, classes: int = CLASS
 
 
 def in_a_plane(parts: Sequence[Array]) -> list[Points]:
-    """Return where t-SNE puts samples (n, *shape), all parts together, as points (n, 2) of each part."""
+    """Return where t-SNE puts samples (n, *shape), all parts together, as points (n, 2) of each part.
+
+    Samples that are the same to the last bit are one point, or t-SNE would push the pairs to the rim of their cluster.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    values = np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
+    values, place = np.unique(
+        np.concatenate([part.reshape(len(part), -1) for part in parts]), axis=0, return_inverse=True
+    )
+    values = values.astype(np.float64)
     reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
     plane = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
-    return np.split(plane, np.cumsum([len(part) for part in parts])[:-1])
+    return np.split(plane[place.reshape(-1)], np.cumsum([len(part) for part in parts])[:-1])
 
 
 def _check(store: Store, source: Source) -> None:

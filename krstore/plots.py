@@ -10,7 +10,7 @@ from typing import Any
 from krstore.errors import MissingExtraError
 from krstore.files import atomic_path
 
-__all__ = ["plot_lines", "plot_rate_distortion", "require_matplotlib"]
+__all__ = ["MARKERS", "plot_lines", "plot_rate_distortion", "require_matplotlib"]
 
 MARKERS = "osD^vPX*"
 

@@ -52,6 +52,8 @@ def test_a_plane_of_any_samples(labelled: bool, tmp_path: Path) -> None:
         assert picture.size[0] > 600
     parts = in_a_plane([source.features[:7], source.features[7:20]])
     assert [part.shape for part in parts] == [(7, 2), (13, 2)]
+    whole, again = in_a_plane([source.features[:20], source.features[:5]])
+    np.testing.assert_array_equal(whole[:5], again)
 
 
 def test_what_cannot_be_drawn(images: ArraySource, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from krstore.progress import Progress
 
-__all__ = ["SCHEMA_VERSION", "Output", "begin", "block", "current", "table"]
+__all__ = ["SCHEMA_VERSION", "Output", "begin", "block", "current", "percent", "table"]
 
 SCHEMA_VERSION = 1
 
@@ -127,6 +127,12 @@ def block(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
     width = max((len(name) for name, _ in lines), default=0)
     body = "".join(f"\n{name:<{width}}  {plain(value)}" for name, value in lines)
     return Text.assemble((plain(title), "bold"), body)
+
+
+def percent(value: float, spread: float | None) -> str:
+    """Return a share and its standard deviation, if there is one, in percent; ± where stdout can say it."""
+    sign = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+-"
+    return f"{100 * value:.2f}" + ("" if spread is None else f" {sign} {100 * spread:.2f}")
 
 
 def plain(text: str) -> str:

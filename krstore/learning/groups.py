@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from krstore.errors import UsageError
+from krstore.learning import metrics
 from krstore.learning.config import MemoryConfig
+from krstore.learning.description import settings
 from krstore.learning.results import RESULT, RunResult, read_result
 
 __all__ = ["FIGURES", "Group", "collect"]
@@ -28,7 +29,7 @@ class Group:
     """Runs of one method that differ in their seed alone.
 
     Attributes:
-        name: the method, with its codec and rate where it has a memory.
+        name: the method, with what tells it from others of that method, or as the caller calls it.
         runs: finished ones, by seed.
         folders: of the runs.
     """
@@ -36,6 +37,19 @@ class Group:
     name: str
     runs: list[RunResult]
     folders: list[Path]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the runs."""
+        return [run.config.seed for run in self.runs]
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the data call the classes, or their labels, in the order of learning; empty where runs differ in it."""
+        first = self.runs[0]
+        if any(run.tasks != first.tasks for run in self.runs):
+            return []
+        return first.class_names or [str(label) for task in first.tasks for label in task]
 
     @property
     def classes(self) -> list[int]:
@@ -46,6 +60,23 @@ class Group:
     def curves(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Accuracy on all classes seen, by run and step."""
         return np.array([[step.accuracy for step in run.steps] for run in self.runs])
+
+    @property
+    def matrix(self) -> metrics.Matrix:
+        """Mean accuracy after each step (row) on each task (column); NaN for tasks yet to come."""
+        average: metrics.Matrix = np.mean([run.matrix for run in self.runs], axis=0)
+        return average
+
+    @property
+    def forgetting_by_task(self) -> metrics.Matrix:
+        """Of each task but the last (T,), its best accuracy less its last one, mean over the runs."""
+        average: metrics.Matrix = np.mean([metrics.forgetting_by_task(run.matrix) for run in self.runs], axis=0)
+        return average
+
+    @property
+    def seconds(self) -> float:
+        """Of training and evaluation, mean over the runs."""
+        return mean(sum(step.seconds for step in run.steps) for run in self.runs)
 
     @property
     def bytes(self) -> int:
@@ -65,11 +96,15 @@ class Group:
         return {name: (mean(own), stdev(own) if len(own) > 1 else None) for name, own in values.items()}
 
 
-def collect(folders: Sequence[str | Path]) -> list[Group]:
+def collect(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Group]:
     """Read finished runs, in the folders given and below them, and group those that differ in their seed alone.
 
+    Args:
+        folders: of runs, or with runs below them.
+        names: of the groups, in the order of the folders; default made of what tells them apart.
+
     Raises:
-        UsageError: a folder has no finished run, or runs are of different tasks.
+        UsageError: a folder has no finished run, runs are of different tasks, or names are not one a group.
         CorruptStoreError: a result is malformed.
     """
     found: dict[Path, RunResult] = {}
@@ -82,27 +117,31 @@ def collect(folders: Sequence[str | Path]) -> list[Group]:
     sizes = {tuple(map(len, run.tasks)) for run in found.values()}
     if len(sizes) > 1:
         raise UsageError(f"the runs have tasks of different sizes ({len(sizes)} kinds); report those of one kind")
-    groups: dict[bytes, list[Path]] = {}
+    groups: dict[frozenset[tuple[str, str]], list[Path]] = {}
     for place, run in found.items():
-        alike = msgspec.structs.replace(run.config, seed=0, device="", precision="auto")
-        groups.setdefault(msgspec.json.encode(alike), []).append(place)
-    names = _names([found[places[0]] for places in groups.values()])
+        groups.setdefault(frozenset(settings(run.config).items()), []).append(place)
+    made = _names([found[places[0]] for places in groups.values()])
+    if names and (len(names) != len(made) or len({*names}) != len(made)):
+        raise UsageError(f"names are {', '.join(names)}; expected one for each of {', '.join(made)}, no two the same")
     ordered = [sorted(places, key=lambda place: found[place].config.seed) for places in groups.values()]
-    return [Group(name, [found[p] for p in own], own) for name, own in zip(names, ordered, strict=True)]
+    return [Group(name, [found[p] for p in own], own) for name, own in zip(names or made, ordered, strict=True)]
 
 
 def _names(runs: Sequence[RunResult]) -> list[str]:
-    """Name runs by their methods, and by what tells each from others of its method; numbers where nothing does."""
+    """Name runs by their methods, and by what tells each from others of its method: labels, or else any option."""
     names = []
     for run in runs:
         same = [_labels(other) for other in runs if other.config.method == run.config.method]
         own = _labels(run)
         telling = [key for key in own if len({labels[key] for labels in same}) > 1]
         names.append(" ".join([run.config.method, *(own[key] for key in telling if own[key])]))
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[:number].count(name) + 1})"
-        for number, name in enumerate(names)
-    ]
+    told = []
+    for run, name in zip(runs, names, strict=True):
+        others = [settings(other.config) for other, its in zip(runs, names, strict=True) if its == name]
+        pairs = settings(run.config).items()
+        telling = [f"{key}={value}" for key, value in pairs if any(other.get(key) != value for other in others)]
+        told.append(" ".join([name, *telling]))
+    return told
 
 
 def _labels(run: RunResult) -> dict[str, str]:

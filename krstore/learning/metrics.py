@@ -9,7 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["average_incremental", "backward_transfer", "forgetting", "forward_transfer", "initial_forgetting"]
+__all__ = [
+    "average_incremental",
+    "backward_transfer",
+    "forgetting",
+    "forgetting_by_task",
+    "forward_transfer",
+    "initial_forgetting",
+]
 
 Matrix = NDArray[np.float64]
 
@@ -29,9 +36,13 @@ def forgetting(accuracy: Matrix) -> float:
 
     As in Chaudhry et al., ECCV 2018, and PyCIL; 0 where there is one task.
     """
-    if len(accuracy) == 1:
-        return 0.0
-    return float(np.mean(np.nanmax(accuracy[:, :-1], axis=0) - accuracy[-1, :-1]))
+    return float(np.mean(forgetting_by_task(accuracy))) if len(accuracy) > 1 else 0.0
+
+
+def forgetting_by_task(accuracy: Matrix) -> Matrix:
+    """Return, of each task but the last (T,), the best accuracy that it ever had less its last one."""
+    best: Matrix = np.nanmax(accuracy[:, :-1], axis=0)
+    return best - accuracy[-1, :-1]
 
 
 def initial_forgetting(accuracy: Matrix) -> float:

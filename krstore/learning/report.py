@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from krstore.errors import OutputError
 from krstore.files import atomic_write
 from krstore.learning import drawing
 from krstore.learning.blocks import read_analysis
-from krstore.learning.groups import FIGURES, Group, collect
+from krstore.learning.description import settings
+from krstore.learning.groups import Group, collect
 from krstore.learning.harness import MEMORY
+from krstore.learning.page import Picture, page
+from krstore.learning.planes import CLASSES, SAMPLES
+from krstore.learning.planes import tsne as plane
 from krstore.plots import require_matplotlib
 
 if TYPE_CHECKING:
@@ -23,7 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 
-def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = False) -> list[Group]:
+class _Drawn(NamedTuple):
+    """A figure and what a reader is told of it; see `Picture`."""
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+    wide: bool = True
+
+
+def report(
+    folders: Sequence[str | Path], output: str | Path, *, tsne: bool = False, names: Sequence[str] = ()
+) -> list[Group]:
     """Write a report of runs: ``report.html``, which needs no other file, ``report.json`` and the pictures in it.
 
     Args:
@@ -31,81 +46,88 @@ def report(folders: Sequence[str | Path], output: str | Path, *, tsne: bool = Fa
         output: a folder; made if need be, files of an earlier report are replaced.
         tsne: draw, of the first run of each method with a memory, the samples that it replays beside the originals,
             which are read from the data that the run names.
+        names: of the methods, in the order of the folders; default made of what tells them apart.
 
     Raises:
         as `collect`; MissingExtraError: matplotlib is not installed; OutputError: something cannot be written.
     """
     require_matplotlib()
-    groups, target = collect(folders), Path(output)
+    groups, target = collect(folders, names), Path(output)
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{target} cannot be made: {error.strerror}") from error
-    pictures = {"accuracy": drawing.curves(groups), "bytes": drawing.kept(groups)}
-    pictures |= {f"confusion_{number}": drawing.confusion(group) for number, group in enumerate(groups)}
-    if tsne:
-        kept = {number: group for number, group in enumerate(groups) if (group.folders[0] / MEMORY).exists()}
-        pictures |= {f"tsne_{number}": drawing.tsne(group) for number, group in kept.items()}
-    analysed = {number: read_analysis(group.folders[0]) for number, group in enumerate(groups)}
-    pictures |= {f"blocks_{n}": drawing.blocks(groups[n], steps) for n, steps in analysed.items() if steps}
-    drawn = {name: _svg(figure) for name, figure in pictures.items()}
-    for name, svg in drawn.items():
-        _write(target / f"{name}.svg", svg)
+    pictures = []
+    for drawn in _drawn(groups, tsne):
+        svg = _svg(drawn.figure, drawn.title)
+        _write(target / f"{drawn.name}.svg", svg)
+        pictures.append(Picture(svg, drawn.title, drawn.caption, drawn.wide))
     _write(target / "report.json", json.dumps([_facts(group) for group in groups], indent=1))
-    _write(target / "report.html", _page(groups, drawn))
+    _write(target / "report.html", page(groups, pictures))
     return groups
+
+
+def _drawn(groups: Sequence[Group], tsne: bool) -> Iterator[_Drawn]:
+    band = "; the band is ± 1 standard deviation" if any(len(group.runs) > 1 for group in groups) else ""
+    bars = "; bars are ± 1 standard deviation" if band else ""
+    yield _Drawn(
+        "accuracy", drawing.curves(groups), "Accuracy over the steps",
+        f"On the test samples of all classes seen, after each step; mean over the seeds{band}.", wide=False,
+    )  # fmt: skip
+    yield _Drawn(
+        "bytes", drawing.kept(groups), "Accuracy against bytes",
+        f"After the last step, against the most bytes that network and memory came to; mean over the seeds{bars}.",
+        wide=False,
+    )  # fmt: skip
+    yield _Drawn(
+        "tasks", drawing.by_task(groups), "Accuracy by task",
+        "After each step on the test samples of each task, told from all classes seen; mean over the seeds.",
+    )  # fmt: skip
+    yield _Drawn(
+        "confusion", drawing.confusion(groups), "Confusions after the last step",
+        "What each class (row) was taken for (column), in the order of learning; all seeds together.",
+    )  # fmt: skip
+    with_memory = [group for group in groups if (group.folders[0] / MEMORY).exists()]
+    if tsne and with_memory:
+        yield _Drawn(
+            "tsne", plane(with_memory), "What is replayed",
+            f"t-SNE of the first run's training samples (dots, up to {SAMPLES} of each of up to {CLASSES} classes) and "
+            "of what its memory replays (crosses); a sample that is kept exactly is one point, a cross on its dot "
+            "if that is drawn.",
+        )  # fmt: skip
+    for number, group in enumerate(groups):
+        steps = read_analysis(group.folders[0])
+        if steps:
+            yield _Drawn(
+                f"blocks_{number}", drawing.blocks(group, steps), f"Blocks of the network: {group.name}",
+                f"Gradients, movement and likeness (CKA) of the network's blocks, of the run with seed "
+                f"{group.seeds[0]}; as in MEMO's Fig. 3.",
+            )  # fmt: skip
 
 
 def _facts(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
-        "seeds": [run.config.seed for run in group.runs],
+        "seeds": group.seeds,
+        "folders": [str(folder) for folder in group.folders],
+        "settings": settings(group.runs[0].config),
+        "versions": group.runs[0].versions,
         "classes": group.classes,
+        "class_names": group.class_names,
         "accuracy": group.curves.tolist(),
+        "accuracy_by_task": [[step.by_task for step in run.steps] for run in group.runs],
+        "forgetting_by_task": group.forgetting_by_task.tolist(),
         "bytes": group.bytes,
         "network_bytes": group.network_bytes,
+        "seconds": group.seconds,
         "figures": {name: {"mean": one, "deviation": spread} for name, (one, spread) in group.figures().items()},
     }
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, title: str) -> str:
     data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
+    figure.savefig(data, format="svg", metadata={"Date": None, "Title": title})
     return data.getvalue()
-
-
-def _page(groups: Sequence[Group], pictures: dict[str, str]) -> str:
-    heads = (
-        "method", "seeds", "last, %", "average, %", "average without step 0, %", "forgetting, %", "F, %", "BWT, %",
-        "FWT, %", "BWT of representations, %", "FWT of representations, %", "bytes", "of the network",
-    )  # fmt: skip
-    rows = []
-    for group in groups:
-        figures = group.figures()
-        cells = [
-            group.name, str(len(group.runs)),
-            *(_percent(*figures[name]) if name in figures else "" for name in FIGURES),
-            f"{group.bytes:,}", f"{group.network_bytes:,}",
-        ]  # fmt: skip
-        rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-    table = "".join(f"<tr>{row}</tr>" for row in rows)
-    shown = "".join(f"<figure>{svg[svg.index('<svg') :]}</figure>" for svg in pictures.values())
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>krstore: runs</title><style>"
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.25rem .75rem;text-align:right;border-bottom:1px solid #ddd}"
-        "td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:1rem 0}"
-        "svg{max-width:100%;height:auto}</style>"
-        "<h1>Class-incremental runs</h1>"
-        f"<p>{groups[0].classes[-1]} classes in {len(groups[0].classes)} tasks; mean and standard deviation over "
-        "seeds; F is what the first task's accuracy has fallen by; bytes are the most kept at any step, beside the "
-        "network and of the network.</p>"
-        f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{table}</table>{shown}</html>\n"
-    )
-
-
-def _percent(value: float, spread: float | None) -> str:
-    return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
 def _write(path: Path, text: str) -> None:

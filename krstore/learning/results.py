@@ -67,6 +67,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         tasks: the classes of each task, by their labels in the data set.
         data: the data's fingerprint; empty in results of before there was one.
         steps: those that are finished.
+        class_names: what the data call the classes, in the order of learning; empty where they do not say.
     """
 
     config: RunConfig
@@ -74,6 +75,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[list[int]]
     steps: list[StepResult]
     data: str = ""
+    class_names: list[str] = []
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepResult) -> RunResult:
@@ -190,8 +192,9 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
             progress.note(f"{folder} was begun with {_said(found.versions)}, and goes on with {_said(versions)}")
         return found
     return RunResult(
-        config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data
-    )
+        config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data,
+        class_names=scenario.class_names,
+    )  # fmt: skip
 
 
 def save_result(folder: Path, result: RunResult) -> None:

@@ -46,6 +46,7 @@ class Scenario:
 
     Attributes:
         tasks: one a step.
+        class_names: what the data call the classes, in the order of learning; empty where they do not say of each.
 
     Raises:
         UsageError: the classes cannot be divided so.
@@ -60,6 +61,10 @@ class Scenario:
         names = np.unique(dataset.train.labels)
         self._sources = {"train": dataset.train, "test": dataset.train if validation else dataset.test}
         ordered = names[class_order(order, len(names), seed)]
+        called = dataset.train.spec.attributes.get("class_names")
+        self.class_names: list[str] = []
+        if isinstance(called, list) and names[0] >= 0 and names[-1] < len(called):
+            self.class_names = [str(called[label]) for label in ordered]
         bounds = _bounds(len(names), base, steps)
         self.tasks = [
             Task(number, first, stop, tuple(ordered[first:stop].tolist()))

@@ -45,7 +45,7 @@ def test_a_report_draws_features_beside_what_the_memory_decodes(tmp_path: Path) 
     lossy = {"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 3}
     learn(config("kril", **FEATURES | lossy, data=str(tmp_path)), tmp_path / "run")
     report([tmp_path / "run"], tmp_path / "report", tsne=True)
-    assert "replayed" in (tmp_path / "report" / "tsne_0.svg").read_text()
+    assert "replayed" in (tmp_path / "report" / "tsne.svg").read_text()
 
 
 def test_a_run_keeps_features_and_its_front_stays_and_counts(tmp_path: Path) -> None:

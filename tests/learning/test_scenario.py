@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,16 @@ def test_a_folder_of_archives(data: Path) -> None:
     (data / "test.h5").unlink()
     with pytest.raises(UsageError, match="has no training and test set"):
         open_dataset(data)
+
+
+@pytest.mark.parametrize("count", [0, 77, 78])
+def test_classes_have_names_where_the_data_say_one_of_each(count: int, data: Path) -> None:
+    for part in ("train", "test"):
+        with h5py.File(data / f"{part}.h5", "a") as file:
+            file.attrs["class_names"] = [f"n{label}" for label in range(count)]
+    scenario = Scenario(open_dataset(data), base=2, steps=2)
+    labels = [label for task in scenario.tasks for label in task.names]
+    assert scenario.class_names == ([f"n{label}" for label in labels] if count > max(labels) else [])
 
 
 def test_sets_that_do_not_belong_together(tmp_path: Path, data: Path) -> None:

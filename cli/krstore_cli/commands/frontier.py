@@ -75,5 +75,4 @@ def _shown(own: dict[int, tuple[float, float | None] | None], budget: int) -> st
     at = own[budget]
     if at is None:
         return "-"
-    value, spread = at
-    return f"{100 * value:.2f}" + ("" if spread is None else f" +- {100 * spread:.2f}")
+    return output.percent(*at)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,28 +130,36 @@ def _facts(result: RunResult) -> dict[str, Any]:
 
 
 def _table(results: list[RunResult]) -> Any:
-    rows = []
-    for number, classes in enumerate(results[0].tasks):
-        steps = [result.steps[number] for result in results]
-        seen = sum(len(task) for task in results[0].tasks[:number]) + len(classes)
-        rows.append(
-            (
-                str(number), str(seen), " ".join(f"{100 * step.accuracy:.2f}" for step in steps),
-                " ".join(f"{100 * step.top5:.2f}" for step in steps),
-                size_text(max(step.memory_bytes + sum(step.held_bytes.values()) for step in steps)),
-                size_text(max(step.network_bytes for step in steps)),
-                f"{sum(step.seconds for step in steps) / len(steps):.0f}",
-            )
-        )  # fmt: skip
-    return output.table(("step", "classes", "accuracy %", "top-5 %", "bytes", "network", "s"), rows)
+    """Return the table of steps; no top-5 accuracy where there are no more than five classes to tell apart."""
+    from statistics import mean
+
+    classes = list(accumulate(len(task) for task in results[0].tasks))
+    by_step = [[result.steps[number] for result in results] for number in range(len(classes))]
+    of = f" (seeds {', '.join(str(result.config.seed) for result in results)})" if len(results) > 1 else ""
+    top5 = [_percents(step.top5 for step in steps) for steps in by_step]
+    columns = {
+        "step": [str(number) for number in range(len(classes))],
+        "classes": [str(count) for count in classes],
+        f"accuracy %{of}": [_percents(step.accuracy for step in steps) for steps in by_step],
+        f"top-5 %{of}": [text if count > 5 else "" for count, text in zip(classes, top5, strict=True)],
+        "bytes": [size_text(max(s.memory_bytes + sum(s.held_bytes.values()) for s in steps)) for steps in by_step],
+        "network": [size_text(max(step.network_bytes for step in steps)) for steps in by_step],
+        "s": [f"{mean(step.seconds for step in steps):.0f}" for steps in by_step],
+    }
+    shown = {head: column for head, column in columns.items() if any(column)}
+    return output.table(list(shown), list(zip(*shown.values(), strict=True)))
+
+
+def _percents(values: Iterable[float]) -> str:
+    return " ".join(f"{100 * value:.2f}" for value in values)
 
 
 def _summary(facts: list[dict[str, Any]]) -> Any:
     from statistics import mean, stdev
 
     def shown(name: str) -> str:
-        values = [100 * one[name] for one in facts]
-        return f"{mean(values):.2f} %" + (f" +- {stdev(values):.2f}" if len(values) > 1 else "")
+        values = [one[name] for one in facts]
+        return f"{output.percent(mean(values), stdev(values) if len(values) > 1 else None)} %"
 
     kept = max(one["memory_bytes"] + one["held_bytes"] for one in facts)
     network = max(one["network_bytes"] for one in facts)

@@ -24,18 +24,22 @@ def report(
     tsne: Annotated[
         bool, option("--tsne", help="Draw what memories replay beside the originals; reads the runs' data.")
     ] = False,
+    names: Annotated[
+        str | None, option("--names", help="What to call the methods, by commas, in the order of the folders.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Compare finished runs of krstore learn: a table, accuracy curves, bytes, confusion matrices, in one page.
+    """Compare finished runs of krstore learn in one page: tables, accuracy curves, bytes, confusion matrices.
 
     Runs that differ in their seed alone are shown as mean and standard deviation.
     """
     out = output.begin(json, quiet, verbose)
     from krstore.learning.report import report as write
 
-    groups = write(runs, folder, tsne=tsne)
+    called = [name.strip() for name in (names or "").split(",") if name.strip()]
+    groups = write(runs, folder, tsne=tsne, names=called)
     columns = ("method", "seeds", "last %", "average %", "forgetting %", "bytes", "network")
     facts = [
         {
@@ -50,9 +54,5 @@ def report(
 
 
 def _row(group: Group) -> tuple[str, ...]:
-    shown = [_percent(*group.figures()[name]) for name in ("last", "average_incremental", "forgetting")]
+    shown = [output.percent(*group.figures()[name]) for name in ("last", "average_incremental", "forgetting")]
     return (group.name, str(len(group.runs)), *shown, f"{group.bytes:,}", f"{group.network_bytes:,}")
-
-
-def _percent(value: float, spread: float | None) -> str:
-    return f"{100 * value:.2f}" + ("" if spread is None else f" +- {100 * spread:.2f}")
