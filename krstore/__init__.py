@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from krstore.archives import open_archive, open_snapshots, write_archive
     from krstore.archives.states import snapshot
+    from krstore.arrays import ArraySource
     from krstore.codec import Codec, Decoder, Kind, SnapshotCodec, SnapshotDecoder
     from krstore.comparison import compare
     from krstore.errors import KrstoreError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from krstore.store.writer import encode, encode_snapshots
 
 __all__ = [
+    "ArraySource",
     "Codec",
     "Decoder",
     "Kind",
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ArraySource": "krstore.arrays",
     "Codec": "krstore.codec",
     "Decoder": "krstore.codec",
     "Kind": "krstore.codec",

@@ -21,7 +21,7 @@ from krstore.files import check_target
 from krstore.images import images_identity, open_images
 from krstore.inputs import LAYOUTS, Inputs
 from krstore.layers import LayerOutputs
-from krstore.modules import load_module, weights_hash
+from krstore.modules import evaluating, load_module, weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.source import Array, Source, SourceSpec, default_channel_axis
 from krstore.tensors import as_array, resolve_device
@@ -34,7 +34,7 @@ STORED_DTYPES = ("float32", "float16")
 def extract(
     model: str | nn.Module,
     layer: str,
-    images: str | Path,
+    images: str | Path | Source,
     output: str | Path,
     *,
     weights: str | Path | None = None,
@@ -61,10 +61,10 @@ def extract(
     layer, weights_sha256, images, the normalisation, krstore_version.
 
     Args:
-        model: ``"package.module:factory"`` (see `krstore.modules.load_module`), or a network, which is put into
-            eval mode and moved to the device.
+        model: ``"package.module:factory"`` (see `krstore.modules.load_module`), or a network, which is moved to the
+            device, and is in eval mode as long as this lasts.
         layer: a module's name in the network, as `torch.nn.Module.named_modules` gives it.
-        images: see `krstore.images.open_images`; labels come along.
+        images: see `krstore.images.open_images`, or a source, as `krstore.ArraySource`; labels come along.
         output: the archive to write, ending in .h5 or .hdf5.
         weights: a safetensors file, loaded by name.
         model_args: keyword arguments of the factory.
@@ -86,22 +86,28 @@ def extract(
     """
     output = Path(output)
     _check_options(output, dtype, batch_size)
-    if output.exists() and Path(images).exists() and output.samefile(images):
+    path = Path(images) if isinstance(images, str | Path) else None
+    if path is not None and output.exists() and path.exists() and output.samefile(path):
         raise UsageError(f"{output} has the images themselves; name another output")
     check_target(output, force=force)
     device = resolve_device(device)
-    source = open_images(
-        images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
-    )  # fmt: skip
+    if isinstance(images, str | Path):
+        source = open_images(
+            images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
+        )  # fmt: skip
+    elif resume or resize or crop or images_key or labels_key:
+        raise UsageError("resume, resize, crop and keys are of images in files")
+    else:
+        source = images
     inputs = Inputs.of(source.spec, layout, mean, std)
-    network = load_module(model, weights, model_args) if isinstance(model, str) else model.eval()
+    network = load_module(model, weights, model_args) if isinstance(model, str) else model
     outputs = LayerOutputs(network.to(device), layer)
     named = {
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "model_args": dict(model_args) if model_args else None,
         "layer": layer,
         "weights_sha256": weights_hash(network),
-        "images": Path(images).resolve().name,
+        "images": None if path is None else path.resolve().name,
         **inputs.attributes(),
         "resize": resize,
         "crop": crop,
@@ -110,12 +116,16 @@ def extract(
     }
     attributes = {name: value for name, value in named.items() if value is not None}
     identity = {
-        **attributes, "images_identity": images_identity(Path(images)), "images_key": images_key,
+        **attributes, "images_identity": None if path is None else images_identity(path), "images_key": images_key,
         "labels_key": labels_key, "batch_size": batch_size, "device": device, "dtype": dtype,
     }  # fmt: skip
     columns = {k: v for k, v in (("labels", source.labels), ("task", source.task)) if v is not None}
     samples = source.spec.samples
-    with ResumableArchive(output, identity, resume=resume) as archive, progress.task("extract", samples) as task:
+    with (
+        evaluating(network),
+        ResumableArchive(output, identity, resume=resume) as archive,
+        progress.task("extract", samples) as task,
+    ):
         task.advance(archive.done)
         for start in range(archive.done, samples, batch_size):
             ids = np.arange(start, min(start + batch_size, samples))

@@ -15,7 +15,7 @@ import torch
 from krstore.errors import UnknownNameError, UsageError
 from krstore.tensors import as_array
 
-__all__ = ["load_module", "weights_hash"]
+__all__ = ["evaluating", "load_module", "weights_hash"]
 
 
 def load_module(
@@ -38,6 +38,18 @@ def load_module(
     if weights is not None:
         _load(module, Path(weights), spec)
     return module.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Put a network into eval mode as long as the block lasts; then each of its modules has its own mode again."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def weights_hash(network: torch.nn.Module) -> str:

@@ -540,3 +540,28 @@ def test_images_are_not_replaced_by_what_is_extracted_from_them(images: Path) ->
     with pytest.raises(UsageError, match="has the images themselves"):
         run(archive, archive, force=True)
     assert len(open_archive(archive, features_key="images").read(np.arange(2))) == 2
+
+
+def test_images_in_memory(images: Path, tmp_path: Path) -> None:
+    held = open_archive(images)
+    source = krstore.ArraySource(held.read(np.arange(held.spec.samples)), held.labels)
+    options: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu"}
+    first = krstore.extract(Net(), "second", images, tmp_path / "file.h5", **options)
+    second = krstore.extract(Net(), "second", source, tmp_path / "held.h5", **options)
+    everything = np.arange(held.spec.samples)
+    np.testing.assert_array_equal(first.read(everything), second.read(everything))
+    np.testing.assert_array_equal(second.labels, LABELS)
+    assert "images" not in second.spec.attributes
+    with pytest.raises(UsageError, match="resume, resize, crop and keys are of images in files"):
+        krstore.extract(Net(), "second", source, tmp_path / "other.h5", resume=True)
+
+
+def test_a_network_has_its_mode_again(images: Path, tmp_path: Path) -> None:
+    network = Net().train()
+    network.norm.eval()
+    statistics = network.norm.running_mean.clone()  # type: ignore[union-attr]
+    krstore.extract(network, "second", images, tmp_path / "a.h5", device="cpu")
+    assert network.training
+    assert not network.norm.training
+    assert network.first.training
+    torch.testing.assert_close(network.norm.running_mean, statistics)

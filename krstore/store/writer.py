@@ -59,7 +59,8 @@ def encode(
     """Encode a source into a store and open it.
 
     Args:
-        source: an archive's path (`krstore.archives.open_archive` takes its keys), or any `Source`.
+        source: an archive's path (`krstore.archives.open_archive` takes its keys), or any `Source`, as
+            `krstore.ArraySource` is one of arrays and tensors.
         output: the `.krs` file; default beside the input.
         codec: a registered codec's name.
         ratio: bytes of the source samples over bytes of the file: at least this.
@@ -88,6 +89,8 @@ def encode(
     job = _Job(source, output, codec, seed, force)
     codec_type = get_sample_codec(codec)
     opened = open_archive(source) if isinstance(source, str | Path) else source
+    if not hasattr(opened, "spec"):
+        raise UsageError(f"a {type(source).__name__} is no source; krstore.ArraySource(features, labels) makes one")
     config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
     target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
     from krstore.distributed import barrier, processes

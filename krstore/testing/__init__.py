@@ -10,7 +10,8 @@ In a codec's own tests::
 A codec of a network's states goes through `check_snapshot_codec`.
 """
 
-from krstore.testing.samples import ArraySource, check_codec, example_source
+from krstore.arrays import ArraySource
+from krstore.testing.samples import check_codec, example_source
 from krstore.testing.snapshots import StateSource, check_snapshot_codec, example_states
 
 __all__ = [

@@ -6,45 +6,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from krstore.arrays import ArraySource
 from krstore.codec import AnyCodec, Codec
 from krstore.config import build_config
 from krstore.dtypes import numpy_dtype
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.registry import get_sample_codec
-from krstore.source import Array, Ids, SourceSpec, default_channel_axis
+from krstore.source import Array, default_channel_axis
 from krstore.store.reader import Store
 from krstore.store.writer import encode
 
-__all__ = ["ArraySource", "check_codec", "check_config", "check_damage", "example_source"]
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Arrays in memory as a source."""
-
-    features: Array
-    labels: Ids | None = None
-    task: Ids | None = None
-
-    @property
-    def spec(self) -> SourceSpec:
-        """What the arrays hold."""
-        shape = self.features.shape[1:]
-        return SourceSpec(
-            samples=len(self.features), shape=shape, dtype=self.features.dtype.name,
-            channel_axis=default_channel_axis(len(shape)), attributes={"layer": "example"},
-        )  # fmt: skip
-
-    def read(self, ids: Ids) -> Array:
-        """Return rows of the array."""
-        return self.features[ids]
+__all__ = ["check_codec", "check_config", "check_damage", "example_source"]
 
 
 def example_source(
@@ -66,7 +44,7 @@ def example_source(
         values[(slice(None),) * (axis + 1) + (0,)] = 0
     if dtype == "uint8":
         values = np.rint(80 * values).clip(0, 255)
-    return ArraySource(values.astype(numpy_dtype(dtype)), labels.astype(np.int64) if labelled else None)
+    return ArraySource(values.astype(numpy_dtype(dtype)), labels if labelled else None, attributes={"layer": "example"})
 
 
 def check_codec(

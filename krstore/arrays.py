@@ -1,0 +1,78 @@
+"""Samples that are in memory, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from krstore.dtypes import dtype_name
+from krstore.errors import ArchiveError
+from krstore.source import Array, Ids, SourceSpec, default_channel_axis
+
+__all__ = ["ArraySource"]
+
+
+class ArraySource:
+    """Arrays or tensors in memory as a source: for `krstore.encode` and `krstore.extract`, beside archives.
+
+    Args:
+        features: samples (N, *shape), floating or uint8: an array, or a tensor on any device.
+        labels, task: integers (N,); `None` where there are none.
+        channel_axis: within a sample; default by its rank, as for archives: first of (C, H, W), last of (T, D).
+        attributes: where the samples come from, as JSON values; a store keeps them.
+
+    Attributes:
+        spec: what the arrays hold.
+        features, labels, task: the arrays.
+
+    Raises:
+        ArchiveError: an element type or a shape that no archive has.
+    """
+
+    def __init__(
+        self,
+        features: Any,
+        labels: Any = None,
+        task: Any = None,
+        *,
+        channel_axis: int | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.features = _array(features)
+        if not self.features.ndim:
+            raise ArchiveError("features are a single number; expected samples (N, *shape)")
+        shape = self.features.shape[1:]
+        self.spec = SourceSpec(
+            samples=len(self.features), shape=shape, dtype=dtype_name(self.features.dtype),
+            channel_axis=default_channel_axis(len(shape)) if channel_axis is None else channel_axis,
+            attributes=dict(attributes or {}),
+        )  # fmt: skip
+        self.labels, self.task = self._column("labels", labels), self._column("task", task)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec.samples} samples of {self.spec.shape} {self.spec.dtype})"
+
+    def read(self, ids: Ids) -> Array:
+        """Return the samples (len(ids), *shape) of these IDs."""
+        return np.asarray(self.features[ids])
+
+    def _column(self, name: str, values: Any) -> Ids | None:
+        if values is None:
+            return None
+        column, samples = _array(values), self.spec.samples
+        if column.shape != (samples,) or column.dtype.kind not in "iu":
+            raise ArchiveError(
+                f"{name} have shape {column.shape} and type {column.dtype}; expected ({samples},) integers"
+            )
+        return column.astype(np.int64)
+
+
+def _array(values: Any) -> Array:
+    """Return an array of what may be a tensor; torch is not imported for what is none."""
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    from krstore.tensors import as_array
+
+    return as_array(values)
