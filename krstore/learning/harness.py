@@ -77,7 +77,6 @@ class _Run:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = resolve_device(config.device)
         self.dataset, self.scenario = dataset, scenario_of(config, dataset)
-        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), progress)
         self.feed = Feed.of(config, dataset, self.scenario, self.device)
         torch.manual_seed(config.seed)
         self.trainer = Trainer(self.device, config.precision, progress)
@@ -99,6 +98,7 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
+        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), progress)
         self.front: nn.Module | None = None
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
         self.alone: Alone | None = None
