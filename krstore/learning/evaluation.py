@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from krstore.errors import UsageError
 from krstore.learning.learners.base import Learner
 from krstore.learning.scenario import Task
 
@@ -28,6 +29,9 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
     Args:
         batches: test samples of the classes of `tasks`, as the network takes them, with labels.
         tasks: those so far.
+
+    Raises:
+        UsageError: the learner returns something else than logits of all classes seen.
     """
     learner.network.eval()
     classes = tasks[-1].stop
@@ -35,8 +39,9 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
     others: dict[str, int] = {}
     for x, y in _split(batches):
         with torch.inference_mode():
-            scores = learner.predict(x)
+            scores = _scores("predict", learner.predict(x), len(x), classes)
             for name, other in learner.also(x).items():
+                other = _scores(f"also ({name})", other, len(x), classes)
                 others[name] = others.get(name, 0) + int((other.argmax(1) == y).sum())
         guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()
         np.add.at(confusion, (truth, guessed), 1)
@@ -50,6 +55,12 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
         "confusion": confusion.tolist(),
         "other_accuracy": {name: right / int(confusion.sum()) for name, right in others.items()},
     }
+
+
+def _scores(what: str, scores: Tensor, count: int, classes: int) -> Tensor:
+    if tuple(scores.shape) != (count, classes):
+        raise UsageError(f"the learner's {what} returned {tuple(scores.shape)}; expected ({count}, {classes}), logits")
+    return scores
 
 
 def probed(body: nn.Module, train: Batches, test: Batches, tasks: Sequence[Task]) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a learner is, in one screen.
+"""What a learner is, in one screen; `docs/learner-authors.md` walks through one.
 
 The harness (`krstore.learning.harness`) owns the loop, the optimiser and its schedule, augmentation, evaluation, the
 memory and its bytes, checkpoints. A learner says what its paper adds, at these places of a step::
