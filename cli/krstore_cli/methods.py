@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,8 @@ def methods_table(listed: Sequence[Mapping[str, Any]]) -> Table:
 
 def method_shown(facts: Mapping[str, Any], presets: Sequence[str]) -> list[RenderableType]:
     """Return one learner (`krstore.learning.describe.describe_learner`), with what these presets change."""
+    from krstore.learning.config import as_text
+
     pairs = [
         ("what it is", facts["summary"]),
         ("package", facts["package"] or "-"),
@@ -50,7 +51,7 @@ def method_shown(facts: Mapping[str, Any], presets: Sequence[str]) -> list[Rende
     shown: list[RenderableType] = [block(facts["method"], pairs)]
     if facts["options"]:
         options = [
-            (f"options.{option['name']}", option["type"], _said(option["default"]), option["description"])
+            (f"options.{option['name']}", option["type"], as_text(option["default"]), option["description"])
             for option in facts["options"]
         ]
         shown += ["", table(("option", "type", "default", "what it does"), options)]
@@ -59,17 +60,14 @@ def method_shown(facts: Mapping[str, Any], presets: Sequence[str]) -> list[Rende
 
 def _changes(facts: Mapping[str, Any], presets: Sequence[str]) -> Table:
     """Return what these presets change, in the order of a run's options."""
+    from krstore.learning.config import as_text
+
     defaults, given = facts["defaults"], [facts["presets"][preset] for preset in presets]
-    order = list(dict.fromkeys(name.partition(".")[0] for name in defaults))
+    order = list(dict.fromkeys(name.partition(".")[0] for own in (defaults, *given) for name in own))
     named = sorted({name: None for own in given for name in own}, key=lambda name: order.index(name.partition(".")[0]))
     rows = [
-        (name, _said(defaults.get(name)), *(_said(own[name]) if name in own else "" for own in given))
+        (name, as_text(defaults.get(name)), *(as_text(own[name]) if name in own else "" for own in given))
         for name in named
         if not name.startswith("alone_training.")  # of the network that is trained beside, where that is asked for
     ]
     return table(("with a preset", "default", *presets), rows)
-
-
-def _said(value: Any) -> str:
-    """Return a value as --set takes it."""
-    return value if isinstance(value, str) else json.dumps(value)

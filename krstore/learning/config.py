@@ -21,6 +21,7 @@ __all__ = [
     "MemoryConfig",
     "RunConfig",
     "Training",
+    "as_text",
     "build_run_config",
     "dotted",
     "preset_values",
@@ -266,11 +267,16 @@ def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings under the names that `build_run_config` takes: ``{"training.epochs": 5}``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             found |= {f"{name}.{inner}": own for inner, own in dotted(value).items()}
         else:
             found[name] = value
     return found
+
+
+def as_text(value: Any) -> str:
+    """Return a setting's value as text, as `build_run_config` takes it from a shell."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _left(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

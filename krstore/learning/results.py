@@ -11,7 +11,7 @@ import numpy as np
 from krstore.errors import CorruptStoreError, OutputError, UsageError
 from krstore.files import atomic_write
 from krstore.learning import metrics
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, as_text, dotted
 from krstore.learning.scenario import Scenario
 from krstore.progress import Progress
 
@@ -19,6 +19,7 @@ __all__ = ["RESULT", "RunResult", "StepResult", "load_result", "read_result", "s
 
 RESULT = "run.json"
 SCHEMA_VERSION = 1
+CURE = "name another folder, or remove this one to begin anew"
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,14 +151,14 @@ def _forward(name: str, matrix: metrics.Matrix, alone: list[float | None]) -> di
     return {name: metrics.forward_transfer(matrix, values)}
 
 
-def read_result(folder: Path) -> RunResult:
+def read_result(folder: str | Path) -> RunResult:
     """Read a run's results.
 
     Raises:
         UsageError: the folder has none.
         CorruptStoreError: they are malformed.
     """
-    path = folder / RESULT
+    path = Path(folder) / RESULT
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunResult)
     except FileNotFoundError:
@@ -181,9 +182,9 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
     if (folder / RESULT).exists():
         found = read_result(folder)
         if found.config != config:
-            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); name another folder")
+            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); {CURE}")
         if found.data not in ("", data):
-            raise UsageError(f"{folder} is of other data than {config.data} has now; name another folder")
+            raise UsageError(f"{folder} is of other data than {config.data} has now; {CURE}")
         if found.versions != versions and not found.finished:
             progress.note(f"{folder} was begun with {_said(found.versions)}, and goes on with {_said(versions)}")
         return found
@@ -209,7 +210,6 @@ def _said(versions: dict[str, str]) -> str:
 
 
 def _difference(old: RunConfig, new: RunConfig) -> str:
-    before, after = (msgspec.to_builtins(config) for config in (old, new))
-    return ", ".join(
-        f"{name}: {before[name]} there, {after[name]} here" for name in before if before[name] != after[name]
-    )
+    before, after = (dotted(msgspec.to_builtins(config)) for config in (old, new))
+    pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+    return ", ".join(f"{name}: {as_text(was)} -> {as_text(now)}" for name, (was, now) in pairs.items() if was != now)

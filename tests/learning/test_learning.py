@@ -188,8 +188,12 @@ def test_a_run_goes_on_with_the_same_data_alone(data: Path, tmp_path: Path) -> N
 def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
     learn(config(data), tmp_path / "run")
     assert learn(config(data), tmp_path / "run").finished
-    with pytest.raises(UsageError, match=r"is of another run \(seed: 0 there, 1 here\)"):
+    with pytest.raises(
+        UsageError, match=r"is of another run \(seed: 0 -> 1\); name another folder, or remove this one"
+    ):
         learn(config(data, seed=1), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"\(training.epochs: 2 -> 3, options.logits: null -> all\)"):
+        learn(config(data, **{"training.epochs": 3, "options.logits": "all"}), tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
     with pytest.raises(Exception, match="malformed"):
         read_result(tmp_path / "run")
