@@ -6,6 +6,7 @@ from krstore.learning.frontier import frontier
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner, learner_names
 from krstore.learning.learners.base import Learner, LearnerConfig, Rehearsal, SampleBatches
+from krstore.learning.loading import load_network
 from krstore.learning.report import report
 from krstore.learning.results import RunResult, read_result
 from krstore.learning.scenario import Scenario, Task
@@ -28,6 +29,7 @@ __all__ = [
     "get_learner",
     "learn",
     "learner_names",
+    "load_network",
     "open_dataset",
     "read_result",
     "report",

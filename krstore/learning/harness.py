@@ -27,12 +27,12 @@ from krstore.learning.feed import Feed
 from krstore.learning.front import cut, seen_through
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
-from krstore.learning.network import build_network, leading_modules, stored_bytes
+from krstore.learning.network import CLASSIFIERS, build_network, leading_modules, left_classifier, stored_bytes
 from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
-from krstore.learning.state import load_state, save_state
+from krstore.learning.state import load_state, save_state, state_path
 from krstore.learning.streams import Batch, Stream
 from krstore.learning.training import Trainer
 from krstore.progress import SILENT, Progress
@@ -85,6 +85,12 @@ class _Run:
         self.network = build_network(
             config.model, config.weights, self._example, config.model_args, cosine=method.cosine
         ).to(self.device)
+        last = left_classifier(self.network.body)
+        if last is not None:
+            progress.note(
+                f"{config.model} ends in a linear layer, {last}: if that is its classifier, its logits are what a new "
+                f"one learns from; one that is named {', '.join(CLASSIFIERS)} is taken off"
+            )
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
@@ -98,7 +104,8 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
-        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), progress)
+        sample = tuple(self._example.shape[1:])
+        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), sample, progress)
         self.front: nn.Module | None = None
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
         self.alone: Alone | None = None
@@ -301,7 +308,7 @@ class _Run:
         self.learner.load_state(parts["learner"])
 
     def _state(self, kind: str, number: int) -> Path:
-        return self.folder / f"{kind}{number}.safetensors"
+        return state_path(self.folder, kind, number)
 
 
 class _Seeing(nn.Module):

@@ -67,6 +67,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         versions: of what computed it.
         tasks: the classes of each task, by their labels in the data set.
         data: the data's fingerprint; empty in results of before there was one.
+        sample: the shape of a sample as the network takes it; empty in results of before it was written down.
         steps: those that are finished.
     """
 
@@ -75,6 +76,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[list[int]]
     steps: list[StepResult]
     data: str = ""
+    sample: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepResult) -> RunResult:
@@ -167,11 +169,14 @@ def read_result(folder: str | Path) -> RunResult:
         raise CorruptStoreError(f"{path}: the results are malformed: {error}") from error
 
 
-def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, progress: Progress) -> RunResult:
+def load_result(
+    folder: Path, config: RunConfig, scenario: Scenario, data: str, sample: tuple[int, ...], progress: Progress
+) -> RunResult:
     """Return what a run's folder has so far; make the folder and an empty result where it has nothing.
 
     Args:
         data: the data's fingerprint.
+        sample: the shape of a sample as the network takes it.
         progress: told where other versions have begun the run.
 
     Raises:
@@ -187,14 +192,16 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
             raise UsageError(f"{folder} is of other data than {config.data} has now; {CURE}")
         if found.versions != versions and not found.finished:
             progress.note(f"{folder} was begun with {_said(found.versions)}, and goes on with {_said(versions)}")
+        if found.sample != sample:  # of before it was written down
+            found = msgspec.structs.replace(found, sample=sample)
+            save_result(folder, found)
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-    result = RunResult(
-        config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data
-    )
+    tasks = [list(task.names) for task in scenario.tasks]
+    result = RunResult(config=config, versions=versions, tasks=tasks, steps=[], data=data, sample=sample)
     save_result(folder, result)
     return result
 

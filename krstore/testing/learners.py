@@ -89,10 +89,11 @@ def _check_bytes(name: str, learner: Learner, whole: RunResult) -> None:
     for key, value in state.items():
         assert isinstance(value, torch.Tensor), f"{name}: state() has {key!r}, a {type(value).__name__}; not a tensor"
     assert last.held_bytes == held, f"{name}: held() was {last.held_bytes} after the last step and is now {held}"
-    assert not any(value.nbytes for value in state.values()) or sum(held.values()), (
+    held_bytes = sum(last.held_bytes.values())
+    assert held_bytes or not any(value.nbytes for value in state.values()), (
         f"{name}: state() keeps {', '.join(state)} between steps, and held() counts none of it"
     )
-    kept, foretold = last.network_bytes + sum(held.values()), learner.final_bytes([2, 4, 6])
+    kept, foretold = last.network_bytes + held_bytes, learner.final_bytes([2, 4, 6])
     assert foretold >= kept, f"{name}: final_bytes said {foretold:,} bytes, and {kept:,} are kept"
     copied = {key: value.detach().clone() for key, value in state.items()}
     learner.load_state(copied)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from learning_runs import CLASSES, TEST, TRAIN, KilledAfter, body, config, samples
+from learning_runs import CLASSES, TEST, TRAIN, KilledAfter, Named, body, config, samples
 from torch import nn
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
@@ -40,6 +40,36 @@ def test_weights_bring_their_classifier(tmp_path: Path) -> None:
     torch.testing.assert_close(network.head.weight.detach(), state["fc.weight"])
     with pytest.raises(UsageError, match="fails on samples of shape"):
         build_network("learning_runs:body", None, torch.randn(3, 5, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["fc", "head", "classifier"])
+def test_a_classifier_is_taken_off_and_its_weights_are_taken_up(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = Named(name).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    network = build_network("learning_runs:Named", tmp_path / "w.safetensors", torch.randn(3, 4, 6, 6), {"name": name})
+    assert (network.width, network.classes) == (8, 2)
+    torch.testing.assert_close(network.head.weight.detach(), state[f"{name}.weight"])
+    assert network.body(torch.randn(3, 4, 6, 6)).shape == (3, 8)
+
+
+def test_a_last_layer_that_may_be_a_classifier_is_told_of(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listening(KilledAfter):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    def model(**arguments: Any) -> dict[str, Any]:
+        return {"model": "learning_runs:Named", "model_args": arguments}
+
+    learn(config(data, **model(name="logits")), tmp_path / "one", progress=Listening(0))
+    assert said[0].startswith("learning_runs:Named ends in a linear layer, logits: if that is its classifier")
+    for number, arguments in enumerate(({"name": "fc"}, {"name": "head"}, {"name": "head", "first": True})):
+        said.clear()
+        learn(config(data, **model(**arguments)), tmp_path / str(number), progress=Listening(0))
+        assert not any("linear layer" in message for message in said)
 
 
 @pytest.mark.parametrize("method", [name for name in LEARNERS if name != "memo"])  # its network must have stages
