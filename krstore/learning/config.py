@@ -206,6 +206,12 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+TABLES: dict[str, type[_Options]] = {
+    "base_training": Training, "training": Training, "alone_training": Training, "finetuning": Finetuning,
+    "memory": MemoryConfig, "adjust": Adjusting,
+}  # fmt: skip
+
+
 def build_run_config(
     method: str,
     settings: Mapping[str, Any] | None = None,
@@ -226,8 +232,8 @@ def build_run_config(
         file: a TOML file with the same names.
 
     Raises:
-        UnknownNameError: no such preset.
-        ConfigError: an unknown name, or a value of the wrong type or out of range.
+        UnknownNameError: no such preset or setting; the learner's own options are checked when it is made.
+        ConfigError: a value of the wrong type or out of range.
         UsageError: the file cannot be read as TOML.
     """
     own = _given(file, settings or {})
@@ -240,11 +246,22 @@ def build_run_config(
         if said.get("exemplars") == NO_EXEMPLARS:
             values = {name: value for name, value in values.items() if name not in ("memory", "finetuning")}
     _overlay(values, own)
+    _check_names(values, RunConfig)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         raise ConfigError(f"{place.strip('`$.') or 'the run'}: {what}") from None
+
+
+def _check_names(values: Mapping[str, Any], kind: type[_Options], place: str = "") -> None:
+    """Refuse settings that there are not, with the nearest one of the same table."""
+    known = [f"{place}{field.name}" for field in msgspec.structs.fields(kind)]
+    for name, value in values.items():
+        if f"{place}{name}" not in known:
+            raise UnknownNameError("setting of a run", f"{place}{name}", known)
+        if name in TABLES and isinstance(value, Mapping):
+            _check_names(value, TABLES[name], f"{place}{name}.")
 
 
 def preset_values(preset: str, method: str) -> dict[str, Any]:
