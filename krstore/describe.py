@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from importlib.metadata import entry_points
 from typing import Any
 
 from krstore.config import describe_options
+from krstore.plugins import package_of
 from krstore.registry import GROUP, get_codec
 
 __all__ = ["describe_codec"]
@@ -29,7 +29,7 @@ def describe_codec(name: str) -> dict[str, Any]:
         "name": name,
         "kind": str(codec.kind),
         "lossless": codec.lossless,
-        "package": next((e.dist.name for e in entry_points(group=GROUP, name=name) if e.dist is not None), None),
+        "package": package_of(GROUP, name),
         "summary": own.partition("\n")[0],
         "doc": "\n\n".join(filter(None, (own, module))),
         "options": describe_options(codec.Config),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from krstore.errors import UnknownNameError, UsageError
+from krstore.errors import UsageError
+from krstore.plugins import current_folder, imported
 from krstore.tensors import as_array
 
 __all__ = ["evaluating", "load_module", "weights_hash"]
@@ -63,37 +62,16 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 
 def _build(spec: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
-    path, colon, name = spec.partition(":")
-    if not (path and colon and name):
-        raise UsageError(f"{spec!r} names no factory; expected package.module:factory, as krstore.backbones:resnet32")
-    with _current_folder():
-        try:
-            home = importlib.import_module(path)
-        except Exception as error:  # another's code runs here, and may raise anything
-            raise UsageError(f"{path!r} of {spec!r} cannot be imported: {error}") from error
-        factory = getattr(home, name, None)
-        if factory is None:
-            public = getattr(home, "__all__", [n for n in vars(home) if not n.startswith("_")])
-            raise UnknownNameError(f"factory of {path}", name, [n for n in public if callable(getattr(home, n, None))])
+    with current_folder():
+        factory = imported(spec, "factory", "krstore.backbones:resnet32")
         try:
             module = factory(**arguments)
-        except Exception as error:  # as above
+        except Exception as error:  # another's code runs here, and may raise anything
             given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise UsageError(f"{spec} called as ({given}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f"{spec} returned a {type(module).__name__}; expected a torch.nn.Module")
     return module
-
-
-@contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """Search the current folder last: its modules are found, and shadow nothing."""
-    before = list(sys.path)
-    sys.path.append(str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def _load(module: torch.nn.Module, path: Path, spec: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from krstore.codec import AnyCodec, Codec, SnapshotCodec
 from krstore.errors import KrstoreError, UnknownNameError, UsageError
+from krstore.plugins import loaded, registered
 
 __all__ = ["GROUP", "codec_names", "get_codec", "get_sample_codec", "get_snapshot_codec"]
 
@@ -23,16 +24,15 @@ def get_codec(name: str) -> type[AnyCodec[Any, Any]]:
 
     Raises:
         UnknownNameError: no codec of that name is registered; lists those that are.
-        KrstoreError: two packages register the name, or what is registered is no codec of that name.
+        KrstoreError: two packages register the name, or what is registered cannot be imported, or is no codec of that
+            name.
     """
     entries = _entries()
     if name not in entries:
         raise UnknownNameError("codec", name, entries, hint="A package adds one under the entry-point group "
                                f"{GROUP!r}.")  # fmt: skip
     found = entries[name]
-    if len(found) > 1:
-        raise KrstoreError(f"codec {name!r} is registered more than once: {', '.join(e.value for e in found)}")
-    codec = found[0].load()
+    codec = loaded("codec", name, found)
     if not (isinstance(codec, type) and issubclass(codec, Codec | SnapshotCodec) and codec.name == name):
         raise KrstoreError(f"entry point {name!r} = {found[0].value!r} is no codec of that name")
     return codec
@@ -63,9 +63,4 @@ def get_snapshot_codec(name: str) -> type[SnapshotCodec[Any, Any]]:
 
 
 def _entries() -> dict[str, list[EntryPoint]]:
-    entries: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        known = entries.setdefault(entry.name, [])
-        if all(entry.value != other.value for other in known):  # one distribution seen twice on sys.path is one
-            known.append(entry)
-    return entries
+    return registered(GROUP)

@@ -543,7 +543,7 @@ def test_images_are_not_replaced_by_what_is_extracted_from_them(images: Path) ->
 
 
 def test_images_in_memory(images: Path, tmp_path: Path) -> None:
-    held = open_archive(images)
+    held = open_archive(images, features_key="images")
     source = krstore.ArraySource(held.read(np.arange(held.spec.samples)), held.labels)
     options: dict[str, Any] = {"mean": MEAN, "std": STD, "device": "cpu"}
     first = krstore.extract(Net(), "second", images, tmp_path / "file.h5", **options)

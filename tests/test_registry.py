@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import krstore
-from krstore import registry
+from krstore import plugins
 from krstore.codec import Codec
 from krstore.errors import KrstoreError, UnknownNameError
 from krstore.registry import GROUP, codec_names, get_codec
@@ -25,7 +25,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
         assert group == "krstore.codecs"
         return found
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(plugins, "entry_points", entry_points)
     return found
 
 

@@ -120,7 +120,7 @@ def write_analysis(folder: Path, steps: Mapping[int, Mapping[str, Tensor]]) -> N
     write_tensors(folder / ANALYSIS, named)
 
 
-def read_analysis(folder: Path) -> dict[int, dict[str, Tensor]]:
+def read_analysis(folder: str | Path) -> dict[int, dict[str, Tensor]]:
     """Read it again; empty where a run has none.
 
     Raises:
@@ -129,14 +129,13 @@ def read_analysis(folder: Path) -> dict[int, dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (folder / ANALYSIS).exists():
+    path = Path(folder) / ANALYSIS
+    if not path.exists():
         return {}
     try:
-        arrays = load_file(folder / ANALYSIS)
+        arrays = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UsageError(
-            f"{folder / ANALYSIS} cannot be read ({error}); begin the run anew in another folder"
-        ) from None
+        raise UsageError(f"{path} cannot be read ({error}); begin the run anew in another folder") from None
     steps: dict[int, dict[str, Tensor]] = {}
     for name, value in arrays.items():
         step, _, what = name.partition("/")

@@ -21,7 +21,10 @@ __all__ = [
     "MemoryConfig",
     "RunConfig",
     "Training",
+    "as_text",
     "build_run_config",
+    "dotted",
+    "preset_values",
 ]
 
 PRESETS = ("fast", "paper", "small")
@@ -136,7 +139,7 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     """One run of one method.
 
     Attributes:
-        method: a learner's name.
+        method: a learner's name, or ``"package.module:Class"``.
         options: the learner's own.
         data, test: see `krstore.learning.data.open_dataset`.
         order, base, steps, per_class, validation: see `krstore.learning.scenario.Scenario`.
@@ -203,6 +206,12 @@ class RunConfig(_Options, frozen=True, kw_only=True):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
+TABLES: dict[str, type[_Options]] = {
+    "base_training": Training, "training": Training, "alone_training": Training, "finetuning": Finetuning,
+    "memory": MemoryConfig, "adjust": Adjusting,
+}  # fmt: skip
+
+
 def build_run_config(
     method: str,
     settings: Mapping[str, Any] | None = None,
@@ -213,7 +222,8 @@ def build_run_config(
     """Build a run's config.
 
     Args:
-        method: the learner.
+        method: the learner, by its name, or a class of one's own as ``"package.module:Class"`` (see
+            `krstore.learning.get_learner`).
         settings: single values, typed or as text, those of a table by a dotted name (``{"training.epochs": 5}``);
             `None` is no value.
         preset: one of `PRESETS`: hyper-parameters of all methods, and what single methods have of their own. What it
@@ -222,32 +232,68 @@ def build_run_config(
         file: a TOML file with the same names.
 
     Raises:
-        UnknownNameError: no such preset.
-        ConfigError: an unknown name, or a value of the wrong type or out of range.
+        UnknownNameError: no such preset or setting; the learner's own options are checked when it is made.
+        ConfigError: a value of the wrong type or out of range.
         UsageError: the file cannot be read as TOML.
     """
     own = _given(file, settings or {})
-    values: dict[str, Any] = {"method": method}
+    values: dict[str, Any] = {}
     if preset is not None:
-        if preset not in PRESETS:
-            raise UnknownNameError("preset", preset, PRESETS)
-        data = tomllib.loads((resources.files("krstore.learning") / "presets" / f"{preset}.toml").read_text())
-        methods = data.pop("methods", {})
-        _overlay(values, data)
-        if "training" in methods.get(method, {}):
-            values["alone_training"] = dict(data["training"])
-        _overlay(values, methods.get(method, {}))
+        values = preset_values(preset, method)
         sized = {"budget": own["budget"]} if "budget" in own else {}
         said = own["memory"] if isinstance(own.get("memory"), Mapping) else {}
         values["memory"] = _left(values.get("memory", {}), {**said, **sized})
         if said.get("exemplars") == NO_EXEMPLARS:
             values = {name: value for name, value in values.items() if name not in ("memory", "finetuning")}
     _overlay(values, own)
+    _check_names(values, RunConfig)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         raise ConfigError(f"{place.strip('`$.') or 'the run'}: {what}") from None
+
+
+def _check_names(values: Mapping[str, Any], kind: type[_Options], place: str = "") -> None:
+    """Refuse settings that there are not, with the nearest one of the same table."""
+    known = [f"{place}{field.name}" for field in msgspec.structs.fields(kind)]
+    for name, value in values.items():
+        if f"{place}{name}" not in known:
+            raise UnknownNameError("setting of a run", f"{place}{name}", known)
+        if name in TABLES and isinstance(value, Mapping):
+            _check_names(value, TABLES[name], f"{place}{name}.")
+
+
+def preset_values(preset: str, method: str) -> dict[str, Any]:
+    """Return what a preset says of a method's runs, nested as a TOML file is.
+
+    Raises:
+        UnknownNameError: no such preset.
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    values = tomllib.loads((resources.files("krstore.learning") / "presets" / f"{preset}.toml").read_text())
+    own = values.pop("methods", {}).get(method, {})
+    if "training" in own:
+        values["alone_training"] = dict(values["training"])
+    _overlay(values, own)
+    return values
+
+
+def dotted(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings under the names that `build_run_config` takes: ``{"training.epochs": 5}``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": own for inner, own in dotted(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def as_text(value: Any) -> str:
+    """Return a setting's value as text, as `build_run_config` takes it from a shell."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _left(preset: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

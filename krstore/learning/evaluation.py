@@ -31,7 +31,7 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
         tasks: those so far.
 
     Raises:
-        UsageError: scores are not finite.
+        UsageError: the learner returns something else than finite logits of all classes seen.
     """
     learner.network.eval()
     classes = tasks[-1].stop
@@ -39,11 +39,12 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
     others: dict[str, int] = {}
     for x, y in _split(batches):
         with torch.inference_mode():
-            scores = learner.predict(x)
+            scores = _scores("predict", learner.predict(x), len(x), classes)
             if not scores.isfinite().all():
                 cure = "lower the learning rate" if x.isfinite().all() else "nor are the samples"
                 raise UsageError(f"scores of test samples are not finite; {cure}")
             for name, other in learner.also(x).items():
+                other = _scores(f"also ({name})", other, len(x), classes)
                 others[name] = others.get(name, 0) + int((other.argmax(1) == y).sum())
         guessed, truth = scores.argmax(1).cpu().numpy(), y.cpu().numpy()
         np.add.at(confusion, (truth, guessed), 1)
@@ -57,6 +58,12 @@ def evaluated(learner: Learner, batches: Batches, tasks: Sequence[Task]) -> dict
         "confusion": confusion.tolist(),
         "other_accuracy": {name: right / int(confusion.sum()) for name, right in others.items()},
     }
+
+
+def _scores(what: str, scores: Tensor, count: int, classes: int) -> Tensor:
+    if tuple(scores.shape) != (count, classes):
+        raise UsageError(f"the learner's {what} returned {tuple(scores.shape)}; expected ({count}, {classes}), logits")
+    return scores
 
 
 def probed(body: nn.Module, train: Batches, test: Batches, tasks: Sequence[Task]) -> list[float]:

@@ -28,12 +28,12 @@ from krstore.learning.feed import Feed
 from krstore.learning.front import cut, seen_through
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
-from krstore.learning.network import build_network, leading_modules, stored_bytes
+from krstore.learning.network import CLASSIFIERS, build_network, leading_modules, left_classifier, stored_bytes
 from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RESULT, RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
-from krstore.learning.state import load_state, save_state
+from krstore.learning.state import load_state, save_state, state_path
 from krstore.learning.streams import Batch, Stream
 from krstore.learning.training import Trainer
 from krstore.progress import SILENT, Progress
@@ -63,14 +63,15 @@ def learn(
         ArchiveError: the data cannot be read.
         TargetUnreachableError: the codec cannot honour the memory's ratio or budget.
     """
-    dataset = dataset or open_dataset(config.data, config.test, resize=config.resize)
     folder = Path(folder)
+    run = _Run(config, folder, dataset or open_dataset(config.data, config.test, resize=config.resize), progress)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
     with sole_writer(folder / RESULT):
-        return _Run(config, folder, dataset, progress).run()
+        run.begin()
+        return run.finish()
 
 
 def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
@@ -82,11 +83,14 @@ def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
 
 
 class _Run:
+    """A run; what is asked for is checked before anything is written."""
+
+    result: RunResult
+
     def __init__(self, config: RunConfig, folder: Path, dataset: Dataset, progress: Progress) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.device = resolve_device(config.device)
         self.dataset, self.scenario = dataset, scenario_of(config, dataset)
-        self.result = load_result(folder, config, self.scenario, dataset.fingerprint(), progress)
         self.feed = Feed.of(config, dataset, self.scenario, self.device)
         torch.manual_seed(config.seed)
         self.trainer = Trainer(self.device, config.precision, progress)
@@ -95,11 +99,17 @@ class _Run:
         self.network = build_network(
             config.model, config.weights, self._example, config.model_args, cosine=method.cosine
         ).to(self.device)
+        last = left_classifier(self.network.body)
+        if last is not None:
+            progress.note(
+                f"{config.model} ends in a linear layer, {last}: if that is its classifier, its logits are what a new "
+                f"one learns from; one that is named {', '.join(CLASSIFIERS)} is taken off"
+            )
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
         self.learner.mirrored = config.flip
-        memory = agreed_memory(config, self.learner)
+        self._memory = agreed_memory(config, self.learner)
         if self.learner.own_classifier:
             self.network.forget_classifier()
         self.given = self.network.classes
@@ -113,10 +123,19 @@ class _Run:
         self.alone: Alone | None = None
         self._began = 0.0
         self.recall: Recall | None = None
-        if memory is not None:
+
+    def begin(self) -> None:
+        """Make the memory, and take up what the folder has of the run."""
+        config = self.config
+        self.result = load_result(
+            self.folder, config, self.scenario, self.dataset.fingerprint(), tuple(self._example.shape[1:]),
+            self.progress,
+        )  # fmt: skip
+        if self._memory is not None:
             self.recall = Recall(
-                memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
-            )
+                self._memory, self.folder / MEMORY, self.scenario, seed=config.seed, device=self.device,
+                progress=self.progress,
+            )  # fmt: skip
             self.recall.check(len(self.result.steps))
             self._share_budget()
         elif (
@@ -124,12 +143,9 @@ class _Run:
             and config.budget is not None
             and config.memory.exemplars is None
         ):
-            progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
+            self.progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
         elif config.memory.asked_for:
-            progress.note(f"{config.method} has no memory; what the options say of one is left aside")
-
-    def run(self) -> RunResult:
-        """Do the steps that are left."""
+            self.progress.note(f"{config.method} has no memory; what the options say of one is left aside")
         if not self.result.steps:
             save_result(self.folder, self.result)
         elif not self.result.finished:
@@ -145,6 +161,9 @@ class _Run:
                 "new samples do not pass through the lossy codec (through_codec=false): the network may learn to tell "
                 "old from new by how sharp they are"
             )
+
+    def finish(self) -> RunResult:
+        """Do the steps that are left."""
         left = self.scenario.tasks[len(self.result.steps) :]
         with self.progress.task(self.config.method, len(left), "steps") as bar:
             for task in left:
@@ -320,7 +339,7 @@ class _Run:
         return parts
 
     def _state(self, kind: str, number: int) -> Path:
-        return self.folder / f"{kind}{number}.safetensors"
+        return state_path(self.folder, kind, number)
 
 
 class _Seeing(nn.Module):

@@ -15,7 +15,18 @@ from torch.nn.utils import parametrize
 from krstore.errors import UnknownNameError, UsageError
 from krstore.modules import load_module
 
-__all__ = ["CosineHead", "Network", "build_network", "carry_over", "leading_modules", "stored_bytes"]
+__all__ = [
+    "CLASSIFIERS",
+    "CosineHead",
+    "Network",
+    "build_network",
+    "carry_over",
+    "leading_modules",
+    "left_classifier",
+    "stored_bytes",
+]
+
+CLASSIFIERS = ("fc", "head", "classifier")  # what libraries of networks call it
 
 
 class CosineHead(nn.Module):
@@ -177,9 +188,11 @@ def build_network(
     """Build a network.
 
     Args:
-        factory: of the body (see `krstore.modules.load_module`). A last linear layer named ``fc`` is taken off it.
-        weights: a safetensors file with the body's weights, and, where it has ``fc.weight`` and ``fc.bias``, those of
-            the classifier of as many classes, in the order of learning.
+        factory: of the body (see `krstore.modules.load_module`). A linear layer named ``fc``, or one named ``head`` or
+            ``classifier`` that is the last module, is taken off it.
+        weights: a safetensors file with the body's weights, and, where it has those of the layer that is taken off
+            (or ``fc.weight`` and ``fc.bias``, where none is), those of the classifier of as many classes, in the order
+            of learning.
         example: samples (B, *shape) as the network will get them.
         arguments: of the factory.
         cosine: give it a classifier of cosines, which learns anew: weights of a linear one are left aside.
@@ -188,8 +201,9 @@ def build_network(
         UsageError: the body does not map the samples to embeddings (B, D), or the weights do not fit.
     """
     body = load_module(factory, weights, arguments)
-    if isinstance(getattr(body, "fc", None), nn.Linear):
-        body.fc = nn.Identity()
+    classifier = _classifier(body)
+    if classifier is not None:
+        setattr(body, classifier, nn.Identity())
     try:
         with torch.inference_mode():
             embedded = body(example)
@@ -201,17 +215,31 @@ def build_network(
     body.requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = Network(body, embedded.shape[1], cosine)
     if weights is not None and not cosine:
-        _load_head(network, Path(weights))
+        _load_head(network, Path(weights), classifier or CLASSIFIERS[0])
     return network
 
 
-def _load_head(network: Network, path: Path) -> None:
+def left_classifier(body: nn.Module) -> str | None:
+    """Return the name of a linear layer that a body ends in: of a classifier that was not known for one, perhaps."""
+    leaves = [(name, module) for name, module in body.named_modules() if name and not list(module.children())]
+    return leaves[-1][0] if leaves and isinstance(leaves[-1][1], nn.Linear) else None
+
+
+def _classifier(body: nn.Module) -> str | None:
+    """Return the name of the classifier to be taken off."""
+    if isinstance(getattr(body, CLASSIFIERS[0], None), nn.Linear):
+        return CLASSIFIERS[0]
+    last = left_classifier(body)
+    return last if last in CLASSIFIERS else None
+
+
+def _load_head(network: Network, path: Path, name: str) -> None:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        if not {"fc.weight", "fc.bias"} <= set(file.keys()):
+        if not {f"{name}.weight", f"{name}.bias"} <= set(file.keys()):
             return
-        weight, bias = file.get_tensor("fc.weight"), file.get_tensor("fc.bias")
+        weight, bias = file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias")
     if weight.ndim != 2 or weight.shape[1] != network.width or bias.shape != weight.shape[:1]:
         raise UsageError(f"{path}: a classifier of {tuple(weight.shape)} for embeddings of {network.width}")
     network.grow(len(weight))

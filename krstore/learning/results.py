@@ -11,7 +11,7 @@ import numpy as np
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.files import atomic_write
 from krstore.learning import metrics
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, as_text, dotted
 from krstore.learning.scenario import Scenario
 from krstore.progress import Progress
 
@@ -19,6 +19,7 @@ __all__ = ["RESULT", "RunResult", "StepResult", "load_result", "read_result", "s
 
 RESULT = "run.json"
 SCHEMA_VERSION = 1
+CURE = "name another folder, or remove this one to begin anew"
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
         versions: of what computed it.
         tasks: the classes of each task, by their labels in the data set.
         data: the data's fingerprint; empty in results of before there was one.
+        sample: the shape of a sample as the network takes it; empty in results of before there was one.
         steps: those that are finished.
         class_names: what the data call the classes, in the order of learning; empty where they do not say.
     """
@@ -76,6 +78,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[StepResult]
     data: str = ""
     class_names: list[str] = []
+    sample: tuple[int, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def with_step(self, step: StepResult) -> RunResult:
@@ -152,14 +155,14 @@ def _forward(name: str, matrix: metrics.Matrix, alone: list[float | None]) -> di
     return {name: metrics.forward_transfer(matrix, values)}
 
 
-def read_result(folder: Path) -> RunResult:
+def read_result(folder: str | Path) -> RunResult:
     """Read a run's results.
 
     Raises:
         UsageError: the folder has none.
         CorruptStoreError: they are malformed.
     """
-    path = folder / RESULT
+    path = Path(folder) / RESULT
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunResult)
     except FileNotFoundError:
@@ -168,11 +171,14 @@ def read_result(folder: Path) -> RunResult:
         raise CorruptStoreError(f"{path}: the results are malformed: {error}") from error
 
 
-def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, progress: Progress) -> RunResult:
+def load_result(
+    folder: Path, config: RunConfig, scenario: Scenario, data: str, sample: tuple[int, ...], progress: Progress
+) -> RunResult:
     """Return what a run's folder has so far: an empty result, not written yet, where it has nothing.
 
     Args:
         data: the data's fingerprint.
+        sample: the shape of a sample as the network takes it.
         progress: told where other versions have begun the run.
 
     Raises:
@@ -183,9 +189,9 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
     if (folder / RESULT).exists():
         found = read_result(folder)
         if _elsewhere(found.config) != _elsewhere(config):
-            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); name another folder")
+            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); {CURE}")
         if found.data not in ("", data):
-            raise UsageError(f"{folder} is of other data than {config.data} has now; name another folder")
+            raise UsageError(f"{folder} is of other data than {config.data} has now; {CURE}")
         if len(found.steps) > len(scenario.tasks):
             raise CorruptStoreError(f"{folder / RESULT}: {len(found.steps)} steps of {len(scenario.tasks)} tasks")
         if found.versions != versions and not found.finished:
@@ -193,7 +199,7 @@ def load_result(folder: Path, config: RunConfig, scenario: Scenario, data: str, 
         return found
     return RunResult(
         config=config, versions=versions, tasks=[list(task.names) for task in scenario.tasks], steps=[], data=data,
-        class_names=scenario.class_names,
+        sample=sample, class_names=scenario.class_names,
     )  # fmt: skip
 
 
@@ -213,7 +219,6 @@ def _said(versions: dict[str, str]) -> str:
 
 
 def _difference(old: RunConfig, new: RunConfig) -> str:
-    before, after = (msgspec.to_builtins(config) for config in (old, new))
-    return ", ".join(
-        f"{name}: {before[name]} there, {after[name]} here" for name in before if before[name] != after[name]
-    )
+    before, after = (dotted(msgspec.to_builtins(config)) for config in (old, new))
+    pairs = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+    return ", ".join(f"{name}: {as_text(was)} -> {as_text(now)}" for name, (was, now) in pairs.items() if was != now)

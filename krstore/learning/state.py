@@ -12,9 +12,14 @@ from torch import Tensor
 from krstore.errors import UsageError
 from krstore.tensors import write_tensors
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["load_state", "save_state", "state_path"]
 
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+def state_path(folder: Path, kind: str, number: int) -> Path:
+    """Return the file of a run's state: of ``"step"``, after so many steps, or of ``"trained"``, within a step."""
+    return folder / f"{kind}{number}.safetensors"
 
 
 def save_state(path: Path, parts: Parts) -> None:

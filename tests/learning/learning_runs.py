@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.progress import SILENT, Task
@@ -21,6 +22,25 @@ def body() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
+
+
+class Named(nn.Module):
+    """The same body with a last layer of some name.
+
+    Args:
+        name: of the layer.
+        first: register it before the body.
+    """
+
+    def __init__(self, name: str, first: bool = False) -> None:
+        super().__init__()
+        parts = {name: nn.Linear(8, 2), "body": body()}
+        for part in parts if first else reversed(parts):
+            self.add_module(part, parts[part])
+        self._name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.get_submodule(self._name)(self.body(x)))
 
 
 def samples(each: int, seed: int, dtype: str = "float32") -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from learning_runs import CLASSES, LABELS, TEST, TRAIN, KilledAfter, body, config, samples
+from learning_runs import CLASSES, LABELS, TEST, TRAIN, KilledAfter, Named, body, config, samples
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -42,6 +42,36 @@ def test_weights_bring_their_classifier(tmp_path: Path) -> None:
     torch.testing.assert_close(network.head.weight.detach(), state["fc.weight"])
     with pytest.raises(UsageError, match="fails on samples of shape"):
         build_network("learning_runs:body", None, torch.randn(3, 5, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["fc", "head", "classifier"])
+def test_a_classifier_is_taken_off_and_its_weights_are_taken_up(name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = Named(name).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    network = build_network("learning_runs:Named", tmp_path / "w.safetensors", torch.randn(3, 4, 6, 6), {"name": name})
+    assert (network.width, network.classes) == (8, 2)
+    torch.testing.assert_close(network.head.weight.detach(), state[f"{name}.weight"])
+    assert network.body(torch.randn(3, 4, 6, 6)).shape == (3, 8)
+
+
+def test_a_last_layer_that_may_be_a_classifier_is_told_of(data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listening(KilledAfter):
+        def note(self, message: str) -> None:
+            said.append(message)
+
+    def model(**arguments: Any) -> dict[str, Any]:
+        return {"model": "learning_runs:Named", "model_args": arguments}
+
+    learn(config(data, **model(name="logits")), tmp_path / "one", progress=Listening(0))
+    assert said[0].startswith("learning_runs:Named ends in a linear layer, logits: if that is its classifier")
+    for number, arguments in enumerate(({"name": "fc"}, {"name": "head"}, {"name": "head", "first": True})):
+        said.clear()
+        learn(config(data, **model(**arguments)), tmp_path / str(number), progress=Listening(0))
+        assert not any("linear layer" in message for message in said)
 
 
 @pytest.mark.parametrize("method", [name for name in LEARNERS if name != "memo"])  # its network must have stages
@@ -107,7 +137,7 @@ def test_a_learner_never_sees_samples_of_other_tasks(
         ({"memory.total": 5}, "total=5 is less than an exemplar of each of 6 classes"),
         ({"memory.exemplars": "raw"}, "exemplars=raw is no codec of exemplars"),
         ({"memory.codec": "transform", "memory.ratio": 3.0, "memory.budget": 9}, "give one of them"),
-        ({"options": {"auxilliary": 1}}, "options of kril: .*auxilliary"),
+        ({"options": {"auxilliary": 1}}, "unknown option of method kril 'auxilliary'. Did you mean 'auxiliary'"),
         ({"base": 3, "steps": 2}, "do not divide"),
         ({"training": {"learning_rate": 1e30, "milestones": ()}}, "no longer finite"),
     ],
@@ -244,8 +274,12 @@ def test_data_that_have_moved_are_the_same_data(data: Path, tmp_path: Path) -> N
 def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
     learn(config(data), tmp_path / "run")
     assert learn(config(data), tmp_path / "run").finished
-    with pytest.raises(UsageError, match=r"is of another run \(seed: 0 there, 1 here\)"):
+    with pytest.raises(
+        UsageError, match=r"is of another run \(seed: 0 -> 1\); name another folder, or remove this one"
+    ):
         learn(config(data, seed=1), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"\(training.epochs: 2 -> 3, options.logits: null -> all\)"):
+        learn(config(data, **{"training.epochs": 3, "options.logits": "all"}), tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
     with pytest.raises(Exception, match="malformed"):
         read_result(tmp_path / "run")

@@ -29,7 +29,9 @@ def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"epoch": 3}, ConfigError, "unknown field `epoch`"),
+        ({"baze": 3}, UnknownNameError, "unknown setting of a run 'baze'. Did you mean 'base'"),
+        ({"training.epoch": 3}, UnknownNameError, "'training.epoch'. Did you mean 'training.epochs'"),
+        ({"memory.adjust.rte": 3}, UnknownNameError, "Did you mean 'memory.adjust.rate'"),
         ({"training.epochs": "many"}, ConfigError, "training.epochs: Expected `int`"),
         ({"base": -1}, ConfigError, "base: Expected `int` >= 0"),
         ({"preset": "quick"}, UnknownNameError, "unknown preset 'quick'"),

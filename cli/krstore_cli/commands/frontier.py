@@ -49,7 +49,8 @@ def frontier(
     from krstore.learning.frontier import read_grid, summarised
 
     named, shared = ({}, {}) if config is None else read_grid(config)
-    plain: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in (methods or "").split(",") if name}
+    asked = [name for name in (methods or "").split(",") if name]
+    plain: dict[str, tuple[str, dict[str, Any]]] = {name.replace(":", "."): (name, {}) for name in asked}  # folders too
     if named.keys() & plain.keys():
         raise UsageError(f"--methods and the runs of {config} both have {', '.join(named.keys() & plain.keys())}")
     named |= plain

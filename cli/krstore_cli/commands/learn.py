@@ -11,6 +11,7 @@ import typer
 
 from krstore.errors import UsageError
 from krstore_cli import output
+from krstore_cli.methods import method_facts, method_shown, methods_table
 from krstore_cli.options import (
     Json,
     Quiet,
@@ -32,7 +33,10 @@ EXAMPLE = "Example: krstore learn kril --data features --base 50 --steps 10 --ra
 
 
 def learn(
-    method: Annotated[str | None, typer.Argument(help="The method; --list shows all.", show_default=False)] = None,
+    method: Annotated[
+        str | None,
+        typer.Argument(help="The method, or package.module:Class of your own; --list shows all.", show_default=False),
+    ] = None,
     data: Annotated[Path | None, option("--data", help="Training and test set; see the page.")] = None,
     test: Annotated[Path | None, option("--test", help="The test set, where --data is the training set alone.")] = None,
     folder: Annotated[Path | None, option("--output", "-o", help="The run's folder.")] = None,
@@ -73,7 +77,9 @@ def learn(
     seed: Annotated[int | None, option("--seed", min=0, help="Of the first run; default 0.")] = None,
     seeds: Annotated[int, option("--seeds", min=1, help="How many runs, of this seed and those that follow.")] = 1,
     device: Annotated[str | None, option("--device", help="Where to compute: auto, cpu, cuda.")] = None,
-    listing: Annotated[bool, option("--list", help="Show all methods.")] = False,
+    listing: Annotated[
+        bool, option("--list", help="Show all methods, or the options of the one that is named.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -86,11 +92,10 @@ def learn(
     out = output.begin(json, quiet, verbose)
     from krstore.learning.config import build_run_config
     from krstore.learning.harness import learn as run
-    from krstore.learning.learners import LEARNERS, get_learner
+    from krstore.learning.learners import get_learner
 
     if listing:
-        known = [{"method": name, "summary": get_learner(name).summary} for name in LEARNERS]
-        out.result(known, output.table(("method", "summary"), [tuple(row.values()) for row in known]))
+        _list(out, method, preset)
         return
     if method is None or folder is None or (data is None and config is None):
         raise UsageError("name a method, --data and -o; krstore learn --list shows the methods")
@@ -111,6 +116,25 @@ def learn(
         results.append(run(built, place, progress=out.progress()))
     facts = [_facts(result) for result in results]
     out.result(facts[0] if seeds == 1 else facts, _table(results), _summary(facts))
+
+
+def _list(out: output.Output, method: str | None, preset: str | None) -> None:
+    """Show all methods, or one's options and what the presets, or the one that is named, make of it."""
+    from krstore.errors import UnknownNameError
+    from krstore.learning.describe import describe_learner
+    from krstore.learning.learners import learner_names
+
+    if method is not None:
+        facts = describe_learner(method)
+        if preset is not None and preset not in facts["presets"]:
+            raise UnknownNameError("preset", preset, facts["presets"])
+        out.result(facts, *method_shown(facts, [preset] if preset else list(facts["presets"])))
+        return
+    listed = [method_facts(name) for name in learner_names()]
+    out.result(listed, methods_table(listed))
+    for facts in listed:
+        if facts["error"]:
+            out.warning(f"method {facts['method']} cannot be loaded: {facts['error']}")
 
 
 def _text(path: Path | None) -> str | None:

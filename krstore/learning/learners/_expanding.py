@@ -18,18 +18,18 @@ from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["ExpandingConfig", "ExpandingLearner", "auxiliary_labels"]
+__all__ = ["AUXILIARY", "ExpandingConfig", "ExpandingLearner", "auxiliary_labels"]
+
+AUXILIARY = (
+    "lambda_a, the weight of the cross-entropy of an auxiliary classifier of the new extractor, which tells the new "
+    "classes apart and from all old ones together"
+)
 
 
 class ExpandingConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of learners whose body grows.
+    """Options of learners whose body grows."""
 
-    Attributes:
-        auxiliary: lambda_a, the weight of the cross-entropy of an auxiliary classifier of the new extractor, which
-            tells the new classes apart and from all old ones together.
-    """
-
-    auxiliary: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    auxiliary: Annotated[float, msgspec.Meta(ge=0, description=AUXILIARY)] = 1.0
 
 
 class ExpandingLearner(Learner):

@@ -15,26 +15,29 @@ from krstore.learning.learners.base import Learner, LearnerConfig, SampleBatches
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["ImportanceConfig", "ImportanceLearner", "mean_over_samples", "penalty"]
+__all__ = ["STRENGTH", "ImportanceConfig", "ImportanceLearner", "mean_over_samples", "penalty"]
 
+STRENGTH = "lambda, the weight of the pull towards the weights after the last task"
 CHUNK = 16  # samples whose gradients are held at once
 
 Weights = dict[str, Tensor]
 
 
 class ImportanceConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options that EWC and MAS share.
+    """Options that EWC and MAS share."""
 
-    Attributes:
-        strength: lambda.
-        samples: of a task that importances are measured on; `None` for all.
-        logits: that the cross-entropy is over: of the ``"new"`` classes alone, which leaves the old classifier to the
-            pull, or of ``"all"`` seen.
-    """
-
-    strength: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    samples: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    logits: Literal["new", "all"] = "new"
+    strength: Annotated[float, msgspec.Meta(ge=0, description=STRENGTH)] = 1.0
+    samples: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None,
+        msgspec.Meta(description="of a task that importances are measured on; null: all"),
+    ] = None
+    logits: Annotated[
+        Literal["new", "all"],
+        msgspec.Meta(
+            description="that the cross-entropy is over: of the new classes alone, which leaves the old classifier to "
+            "the pull, or of all seen"
+        ),
+    ] = "new"
 
 
 class ImportanceLearner(Learner):

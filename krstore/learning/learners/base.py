@@ -1,4 +1,4 @@
-"""What a learner is, in one screen.
+"""What a learner is, in one screen; `docs/learner-authors.md` walks through one.
 
 The harness (`krstore.learning.harness`) owns the loop, the optimiser and its schedule, augmentation, evaluation, the
 memory and its bytes, checkpoints. A learner says what its paper adds, at these places of a step::
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from krstore.errors import ConfigError
+from krstore.config import checked_options
 from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
@@ -82,7 +82,8 @@ class Learner(ABC):
             trained on but given to `calibrate`; from the second task on.
 
     Raises:
-        ConfigError: an option that is unknown or out of range.
+        UnknownNameError: an option that there is not.
+        ConfigError: an option of the wrong type or out of range.
     """
 
     name: ClassVar[str]
@@ -99,10 +100,7 @@ class Learner(ABC):
     mirrored: bool = True
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
-        try:
-            self.config: Any = msgspec.convert(options, self.Config, strict=False)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"options of {self.name}: {error}") from None
+        self.config: Any = checked_options(f"method {self.name}", self.Config, options)
         self.network, self.seed = network, seed
 
     def begin_step(self, task: Task) -> None:

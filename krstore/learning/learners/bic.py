@@ -27,15 +27,15 @@ STEPS, RATE = 200, 0.01
 
 
 class BiCConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of BiC.
+    """Options of BiC."""
 
-    Attributes:
-        temperature: T.
-        held_out: share of the exemplars of each class, and as many samples of each new one, for stage 2.
-    """
-
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 2.0
-    held_out: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
+    temperature: Annotated[float, msgspec.Meta(gt=0, description="T, of the distillation")] = 2.0
+    held_out: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, lt=1, description="share of each class's exemplars, and as many samples of each new one, for stage 2"
+        ),
+    ] = 0.1
 
 
 class BiC(DistillingLearner):

@@ -37,19 +37,19 @@ __all__ = ["DER", "DERConfig"]
 
 
 class DERConfig(ExpandingConfig, frozen=True, kw_only=True):
-    """Options of DER.
+    """Options of DER."""
 
-    Attributes:
-        pruning: learn channel masks and remove what they close.
-        sparsity: lambda_s, the weight of L_S; the paper tunes it for each setting.
-        temperature: of the softmax when the classifier is trained anew.
-        expansion: give each task an extractor; otherwise one learns all, as the paper's ablation begins (Table 4).
-    """
-
-    pruning: bool = False
-    sparsity: Annotated[float, msgspec.Meta(ge=0)] = 0.2
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 5.0
-    expansion: bool = True
+    pruning: Annotated[bool, msgspec.Meta(description="learn channel masks and remove what they close")] = False
+    sparsity: Annotated[
+        float, msgspec.Meta(ge=0, description="lambda_s, the weight of L_S; the paper tunes it for each setting")
+    ] = 0.2
+    temperature: Annotated[
+        float, msgspec.Meta(gt=0, description="of the softmax when the classifier is trained anew")
+    ] = 5.0
+    expansion: Annotated[
+        bool,
+        msgspec.Meta(description="give each task an extractor; false: one learns all, as the paper's Table 4 begins"),
+    ] = True
 
 
 class DER(ExpandingLearner):

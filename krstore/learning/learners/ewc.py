@@ -14,7 +14,7 @@ import msgspec
 import torch.nn.functional as F
 from torch import Tensor
 
-from krstore.learning.learners._importance import ImportanceConfig, ImportanceLearner, mean_over_samples
+from krstore.learning.learners._importance import STRENGTH, ImportanceConfig, ImportanceLearner, mean_over_samples
 from krstore.learning.learners.base import SampleBatches
 from krstore.learning.scenario import Task
 
@@ -22,14 +22,13 @@ __all__ = ["EWC", "EWCConfig"]
 
 
 class EWCConfig(ImportanceConfig, frozen=True, kw_only=True):
-    """Options of EWC, beside those of `ImportanceConfig`.
+    """Options of EWC, beside those of `ImportanceConfig`."""
 
-    Attributes:
-        clamp: the largest element of F.
-    """
-
-    strength: Annotated[float, msgspec.Meta(ge=0)] = 1000.0
-    clamp: Annotated[float, msgspec.Meta(gt=0)] | None = 1e-4
+    strength: Annotated[float, msgspec.Meta(ge=0, description=STRENGTH)] = 1000.0
+    clamp: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        msgspec.Meta(description="the largest element of the Fisher information; null: any (PyCIL: 1e-4)"),
+    ] = 1e-4
 
 
 class EWC(ImportanceLearner):

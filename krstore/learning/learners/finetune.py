@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import msgspec
 from torch import Tensor
 
 from krstore.learning.learners.base import Learner, LearnerConfig, cross_entropy
@@ -14,14 +15,15 @@ __all__ = ["Finetune", "FinetuneConfig"]
 
 
 class FinetuneConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of finetune.
+    """Options of finetune."""
 
-    Attributes:
-        logits: that the cross-entropy of a batch of new classes is over: of the ``"new"`` ones alone, as in PyCIL, or
-            of ``"all"`` seen, which pushes old ones down.
-    """
-
-    logits: Literal["all", "new"] = "new"
+    logits: Annotated[
+        Literal["all", "new"],
+        msgspec.Meta(
+            description="that the cross-entropy of a batch without old samples is over: of the new classes alone, as "
+            "in PyCIL, or of all seen, which pushes old ones down"
+        ),
+    ] = "new"
 
 
 class Finetune(Learner):

@@ -38,28 +38,20 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class GFRConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of GFR.
+    """Options of GFR."""
 
-    Attributes:
-        distillation: weight of the last term.
-        replayed: generated embeddings in a batch.
-        latent, hidden: numbers of z, and of the GAN's hidden layers.
-        epochs, batch_size, rate: of the GAN's Adam.
-        critic_steps: steps of the critic for one of the generator.
-        penalty: weight of the gradient penalty.
-        alignment: weight of what keeps old classes.
-    """
-
-    distillation: NotNegative = 1.0
-    replayed: Positive = 128
-    latent: Positive = 200
-    hidden: Positive = 512
-    epochs: Positive = 501
-    batch_size: Positive = 128
-    rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
-    critic_steps: Positive = 5
-    penalty: NotNegative = 10.0
-    alignment: NotNegative = 1e-3
+    distillation: Annotated[NotNegative, msgspec.Meta(description="weight of k ||F(x) - F_old(x)||")] = 1.0
+    replayed: Annotated[Positive, msgspec.Meta(description="generated embeddings in a batch")] = 128
+    latent: Annotated[Positive, msgspec.Meta(description="numbers of the GAN's noise z")] = 200
+    hidden: Annotated[Positive, msgspec.Meta(description="width of the GAN's hidden layers")] = 512
+    epochs: Annotated[Positive, msgspec.Meta(description="of the GAN's training after each task")] = 501
+    batch_size: Annotated[Positive, msgspec.Meta(description="of the GAN's training")] = 128
+    rate: Annotated[float, msgspec.Meta(gt=0, description="learning rate of the GAN's Adam")] = 1e-4
+    critic_steps: Annotated[Positive, msgspec.Meta(description="steps of the critic for one of the generator")] = 5
+    penalty: Annotated[NotNegative, msgspec.Meta(description="weight of the critic's gradient penalty")] = 10.0
+    alignment: Annotated[
+        NotNegative, msgspec.Meta(description="weight of what keeps the generator's old classes as they were")
+    ] = 1e-3
 
 
 class Generator(nn.Module):

@@ -23,19 +23,22 @@ __all__ = ["ICaRL", "ICaRLConfig", "binary_loss"]
 
 
 class ICaRLConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of iCaRL.
+    """Options of iCaRL."""
 
-    Attributes:
-        loss: the paper's ``"bce"``; ``"ce"`` is what others run under this name: cross-entropy over all classes, and
-            distillation of the old ones.
-        temperature: of that distillation.
-        prediction: ``"nme"``, by the nearest mean of exemplars, or ``"cnn"``, by the classifier; the other one is told
-            beside it.
-    """
-
-    loss: Literal["bce", "ce"] = "bce"
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 2.0
-    prediction: Literal["nme", "cnn"] = "nme"
+    loss: Annotated[
+        Literal["bce", "ce"],
+        msgspec.Meta(
+            description="the paper's binary cross-entropy; or what others run under this name, cross-entropy over all "
+            "classes and distillation of the old ones"
+        ),
+    ] = "bce"
+    temperature: Annotated[float, msgspec.Meta(gt=0, description="of that distillation")] = 2.0
+    prediction: Annotated[
+        Literal["nme", "cnn"],
+        msgspec.Meta(
+            description="by the nearest mean of exemplars, or by the classifier; the other one is told beside it"
+        ),
+    ] = "nme"
 
 
 class ICaRL(NearestMeanLearner, DistillingLearner):

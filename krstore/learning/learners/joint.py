@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+import msgspec
 from torch import Tensor
 
 from krstore.learning.learners.base import Rehearsal, SampleBatches
@@ -16,14 +17,15 @@ __all__ = ["Joint", "JointConfig"]
 
 
 class JointConfig(FinetuneConfig, frozen=True, kw_only=True):
-    """Options of joint.
+    """Options of joint."""
 
-    Attributes:
-        anew: train each step from what the first task left, not from the step before: where samples are few, training
-            on the same ones step after step overfits, and what should bound the others from above does not.
-    """
-
-    anew: bool = False
+    anew: Annotated[
+        bool,
+        msgspec.Meta(
+            description="train each step from what the first task left, not from the step before: where samples are "
+            "few, training on the same ones step after step overfits, and what should bound the others does not"
+        ),
+    ] = False
 
 
 class Joint(Finetune):

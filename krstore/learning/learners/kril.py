@@ -23,15 +23,14 @@ __all__ = ["KRIL", "KRILConfig"]
 
 
 class KRILConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of KRIL.
+    """Options of KRIL."""
 
-    Attributes:
-        auxiliary: lambda of Eq. 2, the weight of L_aux; 0 leaves it out.
-        body_rate: what the body's learning rate is multiplied by from the second task on.
-    """
-
-    auxiliary: Annotated[float, msgspec.Meta(ge=0)] = 2.0
-    body_rate: Annotated[float, msgspec.Meta(ge=0)] = 0.05
+    auxiliary: Annotated[
+        float, msgspec.Meta(ge=0, description="lambda of Eq. 2, the weight of L_aux; 0 leaves it out")
+    ] = 2.0
+    body_rate: Annotated[
+        float, msgspec.Meta(ge=0, description="factor of the body's learning rate from the second task on")
+    ] = 0.05
 
 
 class KRIL(Learner):

@@ -20,15 +20,12 @@ __all__ = ["LwF", "LwFConfig"]
 
 
 class LwFConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of LwF.
+    """Options of LwF."""
 
-    Attributes:
-        strength: lambda; the paper's 1 (PyCIL has 3).
-        temperature: T.
-    """
-
-    strength: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    strength: Annotated[
+        float, msgspec.Meta(ge=0, description="lambda, the weight of the distillation (paper: 1; PyCIL: 3)")
+    ] = 1.0
+    temperature: Annotated[float, msgspec.Meta(gt=0, description="T, of the distillation")] = 2.0
 
 
 class LwF(DistillingLearner):

@@ -47,30 +47,38 @@ OVERHEAD = 1_000  # bytes of a store, for each network in it, beside its arrays
 
 
 class M2KDConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of M2KD.
+    """Options of M2KD."""
 
-    Attributes:
-        multi_model: teach each group of classes by the network that learnt it; otherwise all by the last one, LwF-MC.
-        skip: leave out so many of the oldest teachers; the one after them teaches their classes.
-        auxiliary: lambda, the weight of L_AD; 0 leaves it out.
-        classification: alpha, of the auxiliary classifier's cross-entropy over all classes.
-        layer: the module of the body whose output it classifies.
-        pruning: keep earlier networks in one set of weights; otherwise each by itself.
-        ratio: the share of the free weights that is pruned after a step; the paper has 0.8 where steps are few. (What
-            its Table 1 calls 0 is no pruning.)
-        finetuning: epochs after pruning, as a share of the step's.
-        prediction: ``"cnn"``, by the classifier, or ``"nme"``, by the nearest mean of the exemplars, if there are any.
-    """
-
-    multi_model: bool = True
-    skip: Annotated[int, msgspec.Meta(ge=0)] = 0
-    auxiliary: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    classification: Annotated[float, msgspec.Meta(ge=0)] = 0.5
-    layer: str = "layer2"
-    pruning: bool = True
-    ratio: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.75
-    finetuning: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
-    prediction: Literal["cnn", "nme"] = "cnn"
+    multi_model: Annotated[
+        bool,
+        msgspec.Meta(description="teach classes by the network that learnt them; false: all by the last one, LwF-MC"),
+    ] = True
+    skip: Annotated[
+        int, msgspec.Meta(ge=0, description="oldest teachers to leave out; the one after them teaches their classes")
+    ] = 0
+    auxiliary: Annotated[float, msgspec.Meta(ge=0, description="lambda, the weight of L_AD; 0 leaves it out")] = 1.0
+    classification: Annotated[
+        float,
+        msgspec.Meta(ge=0, description="alpha, of the auxiliary classifier's cross-entropy over all classes"),
+    ] = 0.5
+    layer: Annotated[str, msgspec.Meta(description="the module of the body whose output it classifies")] = "layer2"
+    pruning: Annotated[
+        bool, msgspec.Meta(description="keep earlier networks in one set of weights; false: each by itself")
+    ] = True
+    ratio: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, lt=1, description="share of the free weights that is pruned after a step (paper: 0.8 where steps are "
+            "few; what its Table 1 calls 0 is no pruning)"
+        ),
+    ] = 0.75  # fmt: skip
+    finetuning: Annotated[
+        float, msgspec.Meta(ge=0, le=1, description="epochs after pruning, as a share of the step's")
+    ] = 0.5
+    prediction: Annotated[
+        Literal["cnn", "nme"],
+        msgspec.Meta(description="by the classifier, or by the nearest mean of the exemplars, if there are any"),
+    ] = "cnn"
 
 
 class M2KD(NearestMeanLearner):

@@ -15,7 +15,7 @@ from torch import nn
 
 from krstore.errors import ConfigError, UsageError
 from krstore.learning.expansion import Extractors
-from krstore.learning.learners._expanding import ExpandingConfig, ExpandingLearner
+from krstore.learning.learners._expanding import AUXILIARY, ExpandingConfig, ExpandingLearner
 from krstore.learning.learners.base import SampleBatches
 from krstore.learning.learners.wa import aligned
 from krstore.learning.scenario import Task
@@ -24,20 +24,25 @@ __all__ = ["MEMO", "MEMOConfig"]
 
 
 class MEMOConfig(ExpandingConfig, frozen=True, kw_only=True):
-    """Options of MEMO.
+    """Options of MEMO."""
 
-    Attributes:
-        auxiliary: as the authors' code has it at 1; the paper's Eq. 3 has none.
-        specialised: how many of the last stages each task has of its own; 2 for MEMO-2.
-        train_shared: train the generalised blocks with every task, not with the first alone; default where the first
-            task is no larger than the others (B0), as the authors do.
-        align: scale the new classes' weights to the norms of the old ones' after training (WA, Eqs. 6 to 9).
-    """
-
-    auxiliary: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    specialised: Annotated[int, msgspec.Meta(ge=1)] = 1
-    train_shared: bool | None = None
-    align: bool = False
+    auxiliary: Annotated[
+        float, msgspec.Meta(ge=0, description=f"{AUXILIARY} (the authors' code: 1; the paper's Eq. 3 has none)")
+    ] = 0.0
+    specialised: Annotated[
+        int, msgspec.Meta(ge=1, description="last stages that each task has of its own; 2 for MEMO-2")
+    ] = 1
+    train_shared: Annotated[
+        bool | None,
+        msgspec.Meta(
+            description="train the generalised blocks with every task, not with the first alone; null: where the first "
+            "task is no larger than the others (B0), as the authors do"
+        ),
+    ] = None
+    align: Annotated[
+        bool,
+        msgspec.Meta(description="after training, scale new classes' weights to the norms of old ones' (WA, Eqs. 6-9)"),
+    ] = False
 
 
 class MEMO(ExpandingLearner):

@@ -22,15 +22,12 @@ __all__ = ["WA", "WAConfig", "aligned"]
 
 
 class WAConfig(LearnerConfig, frozen=True, kw_only=True):
-    """Options of WA.
+    """Options of WA."""
 
-    Attributes:
-        temperature: T.
-        clamp: keep the classifier's weights at 0 or above, so that norms go with outputs.
-    """
-
-    temperature: Annotated[float, msgspec.Meta(gt=0)] = 2.0
-    clamp: bool = True
+    temperature: Annotated[float, msgspec.Meta(gt=0, description="T, of the distillation")] = 2.0
+    clamp: Annotated[
+        bool, msgspec.Meta(description="keep the classifier's weights at 0 or above, so that norms go with outputs")
+    ] = True
 
 
 class WA(DistillingLearner):

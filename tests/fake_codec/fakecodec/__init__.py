@@ -1,1 +1,1 @@
-"""Codecs as a third party would write them: samples quantised, samples chosen, a network's states kept or rounded."""
+"""What a third party would write: codecs that quantise, choose samples, keep states or round them, and a learner."""
