@@ -42,7 +42,7 @@ def load_network(folder: str | Path, device: str = "cpu") -> nn.Module:
     if not steps:
         raise UsageError(f"{folder} has no finished step yet; go on with the run first")
     if not result.sample:
-        raise UsageError(f"{folder} does not say what shape its samples have; give its command again, which adds it")
+        raise UsageError(f"{folder} does not say what shape its samples have; an earlier krstore began it")
     if not path.is_file():
         raise UsageError(f"{folder} has lost the network of its last step, {path.name}; begin the run anew")
     method = get_learner(config.method)
