@@ -134,10 +134,11 @@ def shrink(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> None:
-    """Encode every store of a memory again, so that the whole memory takes at most `budget` bytes.
+    """Encode stores of a memory again, so that the whole memory takes at most `budget` bytes.
 
-    Stores shrink in proportion. Those that share a decoder keep it; the others' get smaller with them. An interrupted
-    call is taken up. Nothing is done where the memory is small enough.
+    Each store may take as many bytes a sample as any other; one that takes fewer is left as it is, and leaves others
+    the rest. Those that share a decoder keep it; the others' get smaller with them. An interrupted call is taken up.
+    Nothing is done where the memory is small enough.
 
     Args:
         memory: where.
@@ -146,7 +147,7 @@ def shrink(
         preset, settings, seed, progress: see `krstore.encode`.
 
     Raises:
-        UsageError: the memory is empty, or a store is lossless and no other codec is named.
+        UsageError: the memory is empty, or a store that has to shrink is lossless and no other codec is named.
         TargetUnreachableError: a codec cannot honour its share of the budget; nothing is changed.
     """
     if memory.bytes <= budget:
@@ -155,16 +156,19 @@ def shrink(
     entries = list(memory.manifest.stores)
     kept = _shared_networks(memory) if codec is None else {}
     fixed = memory.folder.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
-    sizes = {entry.sha256: _own_bytes(memory, entry, kept) * entry.samples for entry in entries}
-    weights = {entry.sha256: sizes[entry.sha256] / sum(entry.classes.values()) for entry in entries}
     if budget <= fixed:
         raise TargetUnreachableError(
             f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
             "name a codec to encode without the shared decoder, or a larger budget"
         )
+    sizes = {
+        entry.sha256: _own_bytes(memory, entry, kept) * entry.samples / sum(entry.classes.values()) for entry in entries
+    }
+    shares = _shares(entries, sizes, budget - fixed)
+    large = [entry for entry in entries if shares[entry.sha256] < sizes[entry.sha256] or entry.dropped]
     with memory.folder.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
         shrunk = []
-        for entry, store in zip(entries, memory.opened(entries), strict=True):
+        for entry, store in zip(large, memory.opened(large), strict=True):
             chosen = codec or entry.codec
             _check_dense(chosen, "shrunk")
             if get_sample_codec(chosen).lossless:
@@ -172,15 +176,14 @@ def shrink(
                     f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
                 )
             decoder = store if kept.keys() & set(entry.networks.values()) else None
-            share = (budget - fixed) * weights[entry.sha256] / sum(weights.values())
-            share += sum(kept[network] for network in entry.networks.values() if network in kept)
+            share = shares[entry.sha256] + sum(kept[network] for network in entry.networks.values() if network in kept)
             encoder = _Encoder(
                 memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=None,
                 progress=progress,
             )  # fmt: skip
             with _naming(entry):
                 shrunk.append(encoder.encode([entry], folder, decoder, max_bytes=int(share)))
-        memory.replace(entries, shrunk)
+        memory.replace(large, shrunk)
 
 
 def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:
@@ -220,6 +223,16 @@ def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progres
             new.append(Store(path))
         if old:
             memory.replace(old, new)
+
+
+def _shares(entries: Sequence[Entry], sizes: Mapping[str, float], room: float) -> dict[str, float]:
+    """Share `room` bytes among stores by their samples; what one does not need, others get."""
+    shares, samples = {}, sum(entry.samples for entry in entries)
+    for entry in sorted(entries, key=lambda entry: sizes[entry.sha256] / entry.samples):
+        shares[entry.sha256] = min(sizes[entry.sha256], room * entry.samples / samples)
+        room -= shares[entry.sha256]
+        samples -= entry.samples
+    return shares
 
 
 def _quotas(memory: Collection, per_class: int) -> dict[tuple[str, int], int]:

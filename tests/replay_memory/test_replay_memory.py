@@ -197,7 +197,7 @@ def test_merging_a_krnet_is_self_taught(memory: Memory, tmp_path: Path) -> None:
     memory.merge("krnet", ratio=1.0, settings={"iterations": 3})
     (store,) = memory.stores
     direct = krstore.encode(
-        ArraySource(taught, np.concatenate([old.labels, new.labels])),  # type: ignore[list-item]
+        ArraySource(taught, np.concatenate([old.labels, new.labels]), attributes=old.spec.attributes),
         tmp_path / "d.krs", "krnet", ratio=1.0, settings={"iterations": 3}, device="cpu",
     )  # fmt: skip
     assert store.codec == "krnet"
@@ -216,6 +216,23 @@ def test_shrinking_keeps_a_shared_decoder(memory: Memory, sharing: list[krstore.
     before = memory.manifest
     memory.shrink(budget)
     assert memory.manifest == before
+
+
+def test_shrinking_leaves_what_is_small_enough(memory: Memory, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"preset": "linear", "device": "cpu"}
+    small = krstore.encode(example_source(400, SHAPE), tmp_path / "small.krs", ratio=60, **options)
+    large = krstore.encode(example_source(200, SHAPE, seed=1), tmp_path / "large.krs", ratio=5, **options)
+    lossless = krstore.encode(example_source(4, SHAPE), tmp_path / "raw.krs", "raw")
+    memory.append(large, small)
+    before = {entry.sha256 for entry in memory.manifest.stores}
+    budget = int(memory.bytes - 0.7 * large.bytes.file)
+    memory.shrink(budget)
+    (left,) = before & {entry.sha256 for entry in memory.manifest.stores}
+    assert left == memory.folder.identity(small), "encoded anew it would lose more, and has less than its share"
+    assert 0.9 * budget < memory.bytes <= budget
+    memory.append(lossless)
+    with pytest.raises(UsageError, match="is of the lossless codec raw; name another to shrink it with"):
+        memory.shrink(memory.bytes - 9000)
 
 
 def test_shrinking_with_another_codec(memory: Memory, tmp_path: Path) -> None:

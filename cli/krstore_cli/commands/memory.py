@@ -180,9 +180,10 @@ def shrink(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Encode every store again, so that the whole memory fits a budget.
+    """Encode stores again, so that the whole memory fits a budget.
 
-    Stores shrink in proportion, and keep a decoder that they share. An interrupted call goes on where it was.
+    Each gets as many bytes a sample as any other, and those that take fewer stay as they are. Stores keep a decoder
+    that they share. An interrupted call goes on where it was.
     """
     out = output.begin(json, quiet, verbose)
     options: dict[str, Any] = {
