@@ -17,7 +17,7 @@ from krstore.archives import open_archive
 from krstore.archives.resumable import ResumableArchive
 from krstore.dtypes import cast
 from krstore.errors import ArchiveError, UnknownNameError, UsageError
-from krstore.files import check_target
+from krstore.files import check_target, encodable
 from krstore.images import images_identity, open_images
 from krstore.inputs import LAYOUTS, Inputs
 from krstore.layers import LayerOutputs
@@ -86,9 +86,7 @@ def extract(
     """
     output = Path(output)
     _check_options(output, dtype, batch_size)
-    if output.exists() and Path(images).exists() and output.samefile(images):
-        raise UsageError(f"{output} has the images themselves; name another output")
-    check_target(output, force=force)
+    check_target(output, force=force, inputs=(images, weights, labels_key))
     device = resolve_device(device)
     source = open_images(
         images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
@@ -101,7 +99,7 @@ def extract(
         "model_args": dict(model_args) if model_args else None,
         "layer": layer,
         "weights_sha256": weights_hash(network),
-        "images": Path(images).resolve().name,
+        "images": encodable(Path(images).resolve().name),
         **inputs.attributes(),
         "resize": resize,
         "crop": crop,
