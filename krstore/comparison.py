@@ -33,7 +33,7 @@ from krstore.registry import get_sample_codec
 from krstore.source import Source, scan
 from krstore.store.reader import Store
 from krstore.store.summary import summarise
-from krstore.store.writer import encode
+from krstore.store.writer import check_seed, encode
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "Comparison", "compare"]
 
@@ -77,6 +77,52 @@ class Comparison:
         return self.folder / PICTURE
 
 
+class _Sizes(msgspec.Struct):
+    file: int
+    network: int
+    latent: int
+
+
+class _Figures(msgspec.Struct):
+    mse: float
+    mse_normalised: float
+    nmse: float
+    psnr: float | None
+
+
+class _Asked(msgspec.Struct):
+    """What every row has."""
+
+    codec: str
+    settings: Row
+    asked_ratio: float | None
+    seconds: float
+    error: str | None
+
+
+class _Encoded(_Asked):
+    """What a row has that is of a store, as far as table and picture need it."""
+
+    path: str
+    ratio: float
+    bytes: _Sizes
+    quality: _Figures
+    decode_seconds: float
+
+
+class _State(msgspec.Struct):
+    """What `compare.json` has."""
+
+    source: Row
+    setup: Row
+    rows: list[Row]
+    unfinished: list[str]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            msgspec.convert(row, _Encoded if row.get("error") is None else _Asked)
+
+
 @dataclass(frozen=True)
 class _Cell:
     """One codec at one ratio."""
@@ -87,7 +133,10 @@ class _Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.codec}.krs" if self.ratio is None else f"{self.codec}-{self.ratio:g}.krs"
+        if self.ratio is None:
+            return f"{self.codec}.krs"
+        short = f"{self.ratio:g}"
+        return f"{self.codec}-{short if float(short) == self.ratio else repr(self.ratio)}.krs"
 
     @property
     def identity(self) -> Row:
@@ -127,7 +176,8 @@ def compare(
         All that the folder holds now, results of earlier runs included.
 
     Raises:
-        UsageError: an unknown codec or option, a ratio that is not positive, or settings of a codec not compared.
+        UsageError: an unknown codec or option, a ratio that is not positive, a seed out of range, or settings of a
+            codec not compared.
         ArchiveError: the source cannot be read, or holds values that cannot be encoded.
         OutputError: the folder holds a comparison of other data or options, or a file that is not of this one.
         MissingExtraError: matplotlib, or what a codec needs, is not installed.
@@ -135,6 +185,7 @@ def compare(
     from krstore.tensors import resolve_device
 
     require_matplotlib()
+    check_seed(seed)
     folder = Path(folder)
     cells = _cells(codecs, ratios, settings or {})
     source = source if not isinstance(source, str | Path) else open_archive(source)
@@ -273,27 +324,28 @@ class _Folder:
     def _earlier(self) -> list[Row]:
         """Return the rows of an earlier run on the same data and setup whose stores are still there."""
         try:
-            state = json.loads((self.path / JSON).read_text(encoding="utf-8"))
-            told = {"source": state["source"], "setup": state["setup"]}
-            rows = [row for row in state["rows"] if self._intact(row)]
-            self.unfinished = list(state["unfinished"])
+            state = msgspec.convert(json.loads((self.path / JSON).read_bytes()), _State)
         except FileNotFoundError:
             return []
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             if self.force:
                 return []
-            raise OutputError(f"{self.path / JSON} is no comparison ({error!r}); use --force, or another -o") from error
+            raise OutputError(f"{self.path / JSON} is no comparison ({error}); use --force, or another -o") from error
+        told = {"source": state.source, "setup": state.setup}
+        rows = [row for row in state.rows if self._intact(row)]
+        self.unfinished = state.unfinished
         now = json.loads(json.dumps({"source": self.source, "setup": self.setup}))
         if told == now:
             return rows
         if self.force:
             return []
-        differs = next(
-            f"{part}: {key} was {told[part].get(key)!r}, is {value!r}"
+        found = (
+            f"{part}: {key} was {told[part].get(key)!r}, is {now[part].get(key)!r}"
             for part in now
-            for key, value in now[part].items()
-            if told[part].get(key) != value
+            for key in {**now[part], **told[part]}
+            if told[part].get(key) != now[part].get(key)
         )
+        differs = next(found, "it says more")
         raise OutputError(f"{self.path} holds another comparison ({differs}); use --force, or another -o")
 
     def _intact(self, row: Row) -> bool:

@@ -17,7 +17,7 @@ from krstore.archives import open_archive
 from krstore.archives.resumable import ResumableArchive
 from krstore.dtypes import cast
 from krstore.errors import ArchiveError, UnknownNameError, UsageError
-from krstore.files import check_target
+from krstore.files import check_target, encodable
 from krstore.images import images_identity, open_images
 from krstore.inputs import LAYOUTS, Inputs
 from krstore.layers import LayerOutputs
@@ -87,9 +87,7 @@ def extract(
     output = Path(output)
     _check_options(output, dtype, batch_size)
     path = Path(images) if isinstance(images, str | Path) else None
-    if path is not None and output.exists() and path.exists() and output.samefile(path):
-        raise UsageError(f"{output} has the images themselves; name another output")
-    check_target(output, force=force)
+    check_target(output, force=force, inputs=(path, weights, labels_key))
     device = resolve_device(device)
     if isinstance(images, str | Path):
         source = open_images(
@@ -107,7 +105,7 @@ def extract(
         "model_args": dict(model_args) if model_args else None,
         "layer": layer,
         "weights_sha256": weights_hash(network),
-        "images": None if path is None else path.resolve().name,
+        "images": None if path is None else encodable(path.resolve().name),
         **inputs.attributes(),
         "resize": resize,
         "crop": crop,

@@ -8,23 +8,37 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from krstore.errors import OutputError
+from krstore.errors import OutputError, UsageError
 
-__all__ = ["atomic_path", "atomic_write", "check_target", "locked", "sole_writer"]
+__all__ = ["atomic_path", "atomic_write", "check_target", "encodable", "locked", "sole_writer"]
 
 
-def check_target(path: Path, *, force: bool) -> None:
+def encodable(text: str) -> str:
+    """Return text that UTF-8 can hold: in names of files, bytes that are not UTF-8 become ``\\udce9`` and the like."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_target(path: Path, *, force: bool, inputs: Iterable[str | Path | None] = ()) -> None:
     """Refuse a target that cannot or must not be written; called before expensive work.
 
+    Args:
+        path: the target.
+        force: whether it may replace a file.
+        inputs: what is read to make it, which it never replaces; `None`, and what is no path of a file, is passed over.
+
     Raises:
+        UsageError: the target is one of the inputs.
         OutputError: the target exists and `force` is false, is a folder or a device, or its folder does not exist or
             cannot be written to.
     """
     try:
+        for given in inputs:
+            if given is not None and path.exists() and Path(given).exists() and path.samefile(given):
+                raise UsageError(f"{path} is an input, which is never replaced; name another output (-o)")
         if path.is_dir():
             raise OutputError(f"{path} is a folder; name a file")
         if path.exists() and not path.is_file():

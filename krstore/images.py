@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from krstore.archives import open_archive
 from krstore.errors import ArchiveError, MissingExtraError, UsageError
+from krstore.files import encodable
 from krstore.source import Array, Ids, Source, SourceSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFolder", "images_identity", "open_images"]
 
+MAX_PIXELS = 1 << 26  # of an image that has been scaled
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 THREADS = 4
 
@@ -57,7 +64,8 @@ def images_identity(path: Path) -> str:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         status = file.stat()
         if not file.is_dir():
-            digest.update(f"{file.relative_to(path.parent)} {status.st_size} {status.st_mtime_ns}\n".encode())
+            name = encodable(str(file.relative_to(path.parent)))
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -73,8 +81,9 @@ class ImageFolder:
         crop: pixels of the square cut out of the middle.
 
     Raises:
-        UsageError: `resize` or `crop` is not positive.
-        ArchiveError: there are no images, images lie beside class folders, or a class folder has none.
+        UsageError: `resize` or `crop` is no size.
+        ArchiveError: there are no images, the first is too large when it is scaled, images lie beside class folders,
+            or a class folder has none.
         MissingExtraError: Pillow is not installed.
     """
 
@@ -82,8 +91,8 @@ class ImageFolder:
 
     def __init__(self, path: Path, resize: int | None = None, crop: int | None = None) -> None:
         for name, pixels in (("resize", resize), ("crop", crop)):
-            if pixels is not None and pixels < 1:
-                raise UsageError(f"{name}={pixels}: expected pixels, at least 1")
+            if pixels is not None and not 1 <= pixels <= MAX_PIXELS:
+                raise UsageError(f"{name}={pixels}: expected pixels, at least 1 and at most {MAX_PIXELS}")
         self._resize, self._crop = resize, crop
         loose = [entry for entry in sorted(path.iterdir()) if _is_image(entry)]
         classes = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
@@ -108,7 +117,7 @@ class ImageFolder:
             dtype="uint8",
             channel_axis=2,
             features_key="images",
-            attributes={"class_names": [folder.name for folder in classes]} if classes else {},
+            attributes={"class_names": [encodable(folder.name) for folder in classes]} if classes else {},
         )
 
     def read(self, ids: Ids) -> Array:
@@ -141,18 +150,33 @@ class ImageFolder:
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise ArchiveError(f"{file} cannot be read as an image: {error}") from error
+        width, height = image.size
         if self._resize is not None:
             scale = self._resize / min(image.size)
             width, height = (max(self._resize, int(side * scale)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        box = (0, 0, width, height)
         if self._crop is not None:
-            if min(image.size) < self._crop:
-                raise ArchiveError(
-                    f"{file} is {image.width} x {image.height} pixels; too small to crop to {self._crop}"
-                )
-            left, top = (image.width - self._crop) // 2, (image.height - self._crop) // 2
-            image = image.crop((left, top, left + self._crop, top + self._crop))
-        return np.asarray(image)
+            if min(width, height) < self._crop:
+                raise ArchiveError(f"{file} is {width} x {height} pixels; too small to crop to {self._crop}")
+            left, top = (width - self._crop) // 2, (height - self._crop) // 2
+            box = (left, top, left + self._crop, top + self._crop)
+        return np.asarray(image.crop(box) if self._resize is None else _scaled(file, image, (width, height), box))
+
+
+def _scaled(file: Path, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """Return the part in a box of an image that is scaled to a size: the whole of it, unless that is too large."""
+    from PIL.Image import Resampling
+
+    if math.prod(size) <= MAX_PIXELS:
+        return image.resize(size, Resampling.BILINEAR).crop(box)
+    part = (box[2] - box[0], box[3] - box[1])
+    if math.prod(part) > MAX_PIXELS:
+        raise ArchiveError(
+            f"{file} is {image.width} x {image.height} pixels, which resize makes {part[0]} x {part[1]}; expected at "
+            f"most {MAX_PIXELS:,} in all: crop too, or leave it out"
+        )
+    there = [edge * before / after for edge, before, after in zip(box, image.size * 2, size * 2, strict=True)]
+    return image.resize(part, Resampling.BILINEAR, (there[0], there[1], there[2], there[3]))
 
 
 def _is_image(path: Path) -> bool:

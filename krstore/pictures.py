@@ -30,16 +30,17 @@ def plot_sheet(store: Store, source: Source, path: Path, *, classes: int = CLASS
         store: of images.
         source: what it was encoded from.
         path: the .png file, replaced atomically.
-        classes, each: how many classes, and how many samples of each.
+        classes, each: how many classes, and at most how many samples of each.
 
     Raises:
-        UsageError: the samples are no images of one or three channels, or the source is another.
+        UsageError: the samples are no images of one or three channels, the source is another, or the path no .png.
         MissingExtraError: matplotlib is not installed.
         OutputError: the file cannot be written.
     """
-    _check(store, source)
-    rows = []
-    for ids in _by_class(store, classes):
+    _check(store, source, path)
+    rows, kept = [], _by_class(store, classes)
+    each = min(each, max(map(len, kept)))
+    for ids in kept:
         for values in (source.read(ids[:each]), store.read(ids[:each])):
             shown = [_image(value) for value in values]
             blank = np.ones_like(shown[0])
@@ -63,7 +64,7 @@ def plot_plane(store: Store, source: Source, path: Path, *, classes: int = CLASS
     Raises:
         as `plot_sheet`, but that the samples may be of any shape.
     """
-    _check(store, source)
+    _check(store, source, path)
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,21 +96,31 @@ def plot_plane(store: Store, source: Source, path: Path, *, classes: int = CLASS
 def in_a_plane(parts: Sequence[Array]) -> list[Points]:
     """Return where t-SNE puts samples (n, *shape), all parts together, as points (n, 2) of each part.
 
-    Samples that are the same to the last bit are one point, or t-SNE would push the pairs to the rim of their cluster.
+    Samples that are the same to the last bit are one point, or t-SNE would push the pairs to the rim of their cluster;
+    where all are, it is (0, 0).
+
+    Raises:
+        UsageError: a value is NaN or infinite.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    values, place = np.unique(
-        np.concatenate([part.reshape(len(part), -1) for part in parts]), axis=0, return_inverse=True
-    )
-    values = values.astype(np.float64)
-    reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
-    plane = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
+    rows = np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise UsageError("a sample with a NaN or infinite value has no place in a plane; leave it out")
+    values, place = np.unique(rows, axis=0, return_inverse=True)
+    plane = np.zeros((1, 2))
+    if len(values) > 1:
+        values -= values[0].copy()
+        values = np.pad(values / np.abs(values).max(), ((0, 0), (0, max(0, 2 - values.shape[1]))))  # of scalars too
+        reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
+        plane = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
     return np.split(plane[place.reshape(-1)], np.cumsum([len(part) for part in parts])[:-1])
 
 
-def _check(store: Store, source: Source) -> None:
+def _check(store: Store, source: Source, path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"{path}: a picture is a PNG file; name it .png")
     own, other = (store.source.samples, store.source.shape), (source.spec.samples, source.spec.shape)
     if own != other:
         raise UsageError(

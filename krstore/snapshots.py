@@ -21,6 +21,7 @@ from krstore.progress import SILENT, Progress
 from krstore.source import LARGEST, Array
 
 __all__ = [
+    "MAX_AXES",
     "ArraySpec",
     "HeldStates",
     "SnapshotSource",
@@ -33,13 +34,15 @@ __all__ = [
     "states",
 ]
 
+MAX_AXES = 32
+
 State = dict[str, Array]
 
 
 class ArraySpec(msgspec.Struct, frozen=True):
     """Shape and element type (one of `krstore.dtypes.STATE_DTYPES`) of one array of a state."""
 
-    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 48)], ...], msgspec.Meta(max_length=32)]
+    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=1 << 48)], ...], msgspec.Meta(max_length=MAX_AXES)]
     dtype: str
 
     @property
@@ -142,7 +145,8 @@ def scan_snapshots(source: SnapshotSource, progress: Progress = SILENT) -> Snaps
     """Read a source once: check that floating-point values and their squares are finite; hash all, measure variance.
 
     Raises:
-        ArchiveError: a step has no arrays, or a value is NaN, infinite or beyond 1e150 (step and array are named).
+        ArchiveError: a step has no arrays, no array has an element, or a value is NaN, infinite or beyond 1e150 (step
+            and array are named).
     """
     digest = hashlib.sha256()
     count, mean, deviation = 0, 0.0, 0.0
@@ -165,6 +169,8 @@ def scan_snapshots(source: SnapshotSource, progress: Progress = SILENT) -> Snaps
                 deviation += float(values.var()) * values.size + offset * offset * count * values.size / total
                 mean, count = mean + offset * values.size / total, total
             task.advance(1)
+    if not source.spec.bytes:
+        raise ArchiveError("the arrays of all steps hold no elements; nothing to encode")
     return SnapshotStats(digest.hexdigest(), deviation / max(1, count))
 
 

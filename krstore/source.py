@@ -21,6 +21,7 @@ from krstore.progress import SILENT, Progress
 
 __all__ = [
     "CHUNK_BYTES",
+    "MAX_SAMPLES_PER_BYTE",
     "Array",
     "Held",
     "Ids",
@@ -40,6 +41,7 @@ Array = NDArray[Any]
 Ids = NDArray[np.int64]
 
 CHUNK_BYTES = 16 << 20
+MAX_SAMPLES_PER_BYTE = 1024  # of a file; more are a claim that nothing in it stands for
 LARGEST = 1e150  # beyond it, squared errors overflow
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import struct
 import subprocess
@@ -29,7 +30,7 @@ import krstore
 from krstore.archives import open_archive, write_archive
 from krstore.dtypes import DTYPES, numpy_dtype
 from krstore.errors import ArchiveError, OutputError, UsageError
-from krstore.source import Source, SourceSpec, chunks, default_channel_axis, scan
+from krstore.source import Held, Source, SourceSpec, chunks, default_channel_axis, scan
 
 SHAPES = [(), (5,), (3, 4), (3, 4, 5), (2, 3, 4, 5)]
 CONTAINERS = [".h5", ".npz", ".safetensors"]
@@ -262,7 +263,10 @@ def test_attributes_of_other_writers_become_json(tmp_path: Path):
 
 
 def test_attributes_survive_a_store(tmp_path: Path):
-    attributes = {"mean": [0.5, 0.25], "names": ["a", "b"], "epochs": 3, "deep": {"x": [1, None]}, "flag": True}
+    attributes = {
+        "mean": [0.5, 0.25], "names": ["a", "b"], "epochs": 3, "deep": {"x": [1, None]}, "flag": True,
+        "krstore_json": "{bad", "": 5,
+    }  # fmt: skip
     x = features()
     with write_archive(tmp_path / "a.h5", spec_of(x, attributes=attributes), {"labels": LABELS}) as writer:
         writer.append(x)
@@ -361,8 +365,46 @@ def test_wanted_keys_that_are_missing_list_those_there_are(tmp_path: Path):
         path = save(tmp_path / f"a{container}", features=features(), labels=LABELS)
         with pytest.raises(ArchiveError, match="'acts'; it has: features, labels"):
             open_archive(path, features_key="acts")
-        with pytest.raises(ArchiveError, match="'y' for labels; it has: features, labels"):
+        with pytest.raises(ArchiveError, match="'y' for labels; beside the features it has: labels"):
             open_archive(path, labels_key="y")
+
+
+def test_an_array_is_features_or_labels_or_task(tmp_path: Path):
+    x = np.arange(8, dtype=np.uint8)
+    path = save(tmp_path / "a.npz", features=x)
+    with pytest.raises(ArchiveError, match="'features' for labels; beside the features it has: none"):
+        open_archive(path, labels_key="features")
+    for container in CONTAINERS:
+        source = open_archive(save(tmp_path / f"b{container}", task=features(), y=x), features_key="task")
+        assert source.task is None
+        np.testing.assert_array_equal(source.read(np.arange(8)), features())
+
+
+@pytest.mark.parametrize(
+    ("container", "key", "labels_key", "message"),
+    [
+        (".safetensors", "__metadata__", "labels", "no array called '__metadata__'"),
+        (".npz", "labels", "labels", "two arrays .* called 'labels'"),
+        (".h5", "labels/x", "labels", "no array 'labels/x' beside an array 'labels'"),
+    ],
+)
+def test_names_that_cannot_be_in_one_archive(
+    tmp_path: Path, container: str, key: str, labels_key: str, message: str
+) -> None:
+    spec = spec_of(features(), features_key=key, labels_key=labels_key)
+    store = krstore.encode(Held(spec, features(), LABELS, None), tmp_path / "a.krs", "raw")
+    with pytest.raises(ArchiveError, match=message):
+        krstore.decode(store, tmp_path / f"b{container}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.krs"]
+
+
+def test_a_group_called_ids_leaves_the_name_to_the_features(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["ids/x"] = features()
+    store = krstore.encode(open_archive(tmp_path / "a.h5", features_key="ids/x"), tmp_path / "a.krs", "raw")
+    with h5py.File(krstore.decode(store)) as file:
+        assert file["source_ids"][()].tolist() == list(range(8))
+        np.testing.assert_array_equal(file["ids/x"], features())
 
 
 def test_text_objects_and_compounds_are_refused(tmp_path: Path):
@@ -403,7 +445,7 @@ def test_unknown_kind_folder_and_absent_file(tmp_path: Path):
         open_archive(tmp_path)
 
 
-@pytest.mark.parametrize("axis", [2, -1, "first", 0.5])
+@pytest.mark.parametrize("axis", [2, -1, "first", 0.5, True])
 def test_an_impossible_channel_axis_is_named(tmp_path: Path, axis: Any):
     with h5py.File(save(tmp_path / "a.h5", features=features()), "a") as file:
         file.attrs["channel_axis"] = axis
@@ -452,6 +494,27 @@ def test_labels_of_another_file_are_refused_too(tmp_path: Path):
     with pytest.raises(ArchiveError, match="'labels' is a link to another file"):
         open_archive(tmp_path / "a.h5")
     np.testing.assert_array_equal(open_archive(tmp_path / "a.h5", trust=True).labels, LABELS)
+
+
+@pytest.mark.parametrize("link", [h5py.ExternalLink("pipe", "/"), h5py.SoftLink("/nowhere")])
+def test_a_link_called_step0_is_not_followed(tmp_path: Path, link: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")  # whoever opens it waits for ever
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["step0"] = link
+    with pytest.raises(ArchiveError, match="no array 'features'; it has: none"):
+        open_archive(tmp_path / "a.h5")
+
+
+def test_claims_that_nothing_in_the_file_stands_for(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", (1 << 34, 1), "u1", chunks=(1 << 20, 1))
+        file.create_dataset("labels", (1 << 34,), "i8", chunks=(1 << 20,))
+    with pytest.raises(ArchiveError, match="'features' claims 17,179,869,184 entries in a file of"):
+        open_archive(tmp_path / "a.h5")
+    with zipfile.ZipFile(save(tmp_path / "a.npz", features=features()), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("attributes.json", b" " * (17 << 20))
+    with pytest.raises(ArchiveError, match=r"attributes\.json claims 17,825,792 bytes; expected at most"):
+        open_archive(tmp_path / "a.npz")
 
 
 def test_circles_and_broken_links_end(tmp_path: Path):
@@ -706,9 +769,22 @@ def test_reading_changes_no_file(tmp_path: Path):
             use(path)
 
 
+@pytest.mark.parametrize("container", [".h5", ".npz"])
+def test_text_of_half_characters(tmp_path: Path, container: str) -> None:
+    path, text = save(tmp_path / f"a{container}", features=features()), '{"\\ud800": {"deep": ["\\udce9"]}}'
+    if container == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["krstore_json"] = text
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("attributes.json", text)
+    store = krstore.encode(path, tmp_path / "a.krs", "raw")
+    assert store.source.attributes == {r"\ud800": {"deep": [r"\udce9"]}}
+
+
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
     path = save(tmp_path / "a.h5", features=features())
     with h5py.File(path, "r+") as file:
         file.attrs.create("by", b"Ren\xe9", dtype=h5py.string_dtype())
-    assert open_archive(path).spec.attributes["by"] == "Ren?"
+    assert open_archive(path).spec.attributes["by"] == r"Ren\udce9"
     assert len(krstore.encode(path, tmp_path / "a.krs", "raw")) == 8

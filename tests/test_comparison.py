@@ -173,6 +173,37 @@ def test_a_file_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "uniform-2.krs").read_text() == "mine"
 
 
+def test_ratios_that_are_almost_the_same_have_files_of_their_own(tmp_path: Path) -> None:
+    rows = compared(tmp_path, "uniform", (2, 2.0000001)).rows
+    assert [row["path"] for row in rows] == ["uniform-2.krs", "uniform-2.0000001.krs"]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["source"], []),
+        (["setup"], None),
+        (["unfinished"], 5),
+        (["rows", 0, "codec"], None),
+        (["rows", 0, "quality"], {}),
+        (["rows", 0, "bytes"], None),
+        (["rows", 0, "ratio"], "abc"),
+        (["rows", 0, "asked_ratio"], "2"),
+        (["rows", 0], []),
+        (["source", "other"], None),
+    ],
+)
+def test_a_json_that_somebody_changed_is_refused(tmp_path: Path, place: list[str | int], value: Any) -> None:
+    compared(tmp_path, "uniform", (2,))
+    changed = told = json.loads((tmp_path / "compare.json").read_text())
+    for part in place[:-1]:
+        changed = changed[part]
+    changed[place[-1]] = value
+    (tmp_path / "compare.json").write_text(json.dumps(told))
+    with pytest.raises(OutputError, match=r"is no comparison|another comparison"):
+        compared(tmp_path, "uniform", (2, 4))
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"source": {}, "setup": {}, "unfinished": [], "rows": [{}]}', "\0\xff"]
 )
@@ -204,6 +235,7 @@ def test_a_ratio_out_of_reach_is_a_row_and_the_others_go_on(tmp_path: Path) -> N
         ({"settings": {"uniform": {"levl": 1}}}, UnknownNameError, "level"),
         ({"settings": {"uniform": {"level": 0}}}, ConfigError, "level"),
         ({"device": "teapot"}, UsageError, "teapot"),
+        ({"seed": -3}, UsageError, "seed=-3"),
     ],
 )
 def test_a_wrong_request_is_refused_before_any_work(

@@ -19,7 +19,8 @@ from typer.main import get_command
 from krstore.learning.config import RunConfig, build_run_config, merged
 from krstore.learning.learners import get_learner
 from krstore.testing import example_source
-from krstore_cli.app import app, run
+from krstore_cli.app import run
+from krstore_cli.commands import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -335,8 +335,8 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
         krstore.encode(OLD, folder / "x.krs", codec="raw")
     with pytest.raises(KrstoreError):
         krstore.decode(store, folder / "x.h5")
-    for path, expected in ((tmp_path, "is a folder"), (tmp_path / "x.krs", "exists")):
-        with pytest.raises(OutputError, match=expected):
+    for path, expected in ((tmp_path, "is a folder"), (tmp_path / "x.krs", "is an input")):
+        with pytest.raises(KrstoreError, match=expected):
             krstore.decode(store, path)
 
 

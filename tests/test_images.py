@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -66,6 +67,23 @@ def test_resize_scales_the_shorter_side_and_crop_cuts_the_middle(tmp_path: Path)
     assert (cropped[1, 2] == 255).all()
     with pytest.raises(ArchiveError, match=r"wide\.png is 41 x 20 pixels; too small to crop to 21"):
         open_images(tmp_path, crop=21)
+
+
+def test_long_images_are_scaled_no_further_than_they_are_kept(tmp_path: Path):
+    ramp = np.repeat(np.arange(20_000) // 80, 3).reshape(20_000, 1, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    image = open_images(tmp_path, resize=224, crop=224).read(np.arange(1))[0]
+    assert image.shape == (224, 224, 3)
+    assert set(image.ravel()) <= {124, 125}  # the middle
+    with pytest.raises(ArchiveError, match=r"a\.png is 1 x 20000 pixels, which resize makes 224 x 4480000; .*crop too"):
+        open_images(tmp_path, resize=224)
+    assert open_images(tmp_path, resize=100_000, crop=8).spec.shape == (8, 8, 3)
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path: Path):
+    picture(tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xe9.png"))
+    assert open_images(tmp_path).spec.attributes["class_names"] == [r"caf\udce9"]
+    assert len(images_identity(tmp_path)) == 64
 
 
 def test_images_of_another_size_are_named(tmp_path: Path):
@@ -135,7 +153,7 @@ def test_identity_changes_with_the_files(tmp_path: Path):
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("options", [{"resize": 0}, {"resize": -5}, {"crop": 0}, {"crop": -4}])
+@pytest.mark.parametrize("options", [{"resize": 0}, {"resize": -5}, {"crop": 0}, {"crop": -4}, {"resize": 10**400}])
 def test_sizes_that_are_none(options: dict[str, int], tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     with pytest.raises(UsageError, match="expected pixels, at least 1"):

@@ -30,8 +30,9 @@ def images() -> ArraySource:
 
 
 def test_a_sheet_has_originals_above_what_is_stored(images: ArraySource, tmp_path: Path) -> None:
-    store = krstore.encode(images, tmp_path / "a.krs", "random", settings={"per_class": 4}, device="cpu")
-    plot_sheet(store, images, tmp_path / "sheet.png", classes=2, each=5)
+    kept = ArraySource(images.features[:14], images.labels[:14])  # of the last class, four
+    store = krstore.encode(kept, tmp_path / "a.krs", "raw")
+    plot_sheet(store, kept, tmp_path / "sheet.png", classes=2, each=10_000)
     with Image.open(tmp_path / "sheet.png") as picture:
         sheet = np.asarray(picture.convert("RGB"))
     scale = sheet.shape[1] // (5 * 8)
@@ -39,7 +40,7 @@ def test_a_sheet_has_originals_above_what_is_stored(images: ArraySource, tmp_pat
     assert small.shape == (4 * 8, 5 * 8, 3)
     assert small[0, 0].tolist() == small[8, 0].tolist() == [200, 0, 0]
     assert small[16, 0].tolist() == small[24, 0].tolist() == [0, 0, 200]  # the last class
-    assert small[0, 39].tolist() == [255, 255, 255]  # of five, four are kept
+    assert small[16, 39].tolist() == [255, 255, 255]  # as wide as the largest class
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -56,6 +57,22 @@ def test_a_plane_of_any_samples(labelled: bool, tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole[:5], again)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((4, 5), 0.1),
+        np.full((1, 5), 7),
+        np.repeat([[0.0, 1.0], [3.0, 4.0]], 4, axis=0),
+        np.arange(7.0),
+        np.arange(14.0).reshape(7, 2) * 1e149,
+    ],
+)
+def test_samples_that_coincide_or_are_few_have_a_place_too(values: np.ndarray) -> None:
+    places = in_a_plane([values[:1], values[1:]]) if len(values) > 1 else in_a_plane([values])
+    assert [place.shape[1] for place in places] == [2] * len(places)
+    assert np.isfinite(np.concatenate(places)).all()
+
+
 def test_what_cannot_be_drawn(images: ArraySource, tmp_path: Path) -> None:
     features = ArraySource(np.ones((60, 5, 4, 4), np.float32), np.arange(60) % 3)
     store = krstore.encode(features, tmp_path / "a.krs", "raw")
@@ -64,6 +81,10 @@ def test_what_cannot_be_drawn(images: ArraySource, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="was encoded from 60 samples"):
         plot_sheet(store, images, tmp_path / "sheet.png")
     assert not (tmp_path / "sheet.png").exists()
+    with pytest.raises(UsageError, match=r"sheet\.jpg: a picture is a PNG file"):
+        plot_plane(store, features, tmp_path / "sheet.jpg")
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        in_a_plane([np.array([[1.0], [np.inf]])])
 
 
 def test_the_command(images: ArraySource, tmp_path: Path) -> None:

@@ -80,6 +80,12 @@ def test_samples_of_zeros() -> None:
     assert measured(truth, decoded).cosine == pytest.approx(1 / 4)
 
 
+@pytest.mark.parametrize("scale", [1e149, 1e-140])
+def test_angles_of_large_and_small_samples(scale: float) -> None:
+    truth, decoded = np.array([[3.0, 4.0], [1.0, 0.0]]) * scale, np.array([[4.0, 3.0], [1.0, 0.0]]) * scale
+    assert measured(truth, decoded).cosine == pytest.approx((24 / 25 + 1) / 2)
+
+
 def test_a_constant_archive() -> None:
     truth = np.full((5, 2, 2), 3.0, np.float32)
     quality = measured(truth, truth + 1)

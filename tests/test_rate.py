@@ -134,8 +134,12 @@ def test_no_knob_is_one_trial() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "limit"), [((10.0, None, None), 123), ((None, 77, None), 77), ((None, None, 0.5), 0.5)]
-)
+    ("asked", "limit"),
+    [
+        ((10.0, None, None), 123), ((None, 77, None), 77), ((None, None, 0.5), 0.5),
+        ((1e-320, None, None), 1 << 62), ((None, 10**400, None), 1 << 62),
+    ],
+)  # fmt: skip
 def test_targets(asked: tuple[Any, Any, Any], limit: float) -> None:
     made = make_target(1239, *asked)
     assert made is not None

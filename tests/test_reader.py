@@ -25,6 +25,7 @@ from krstore import registry
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.store.columns import pack_column
 from krstore.testing import example_source
+from krstore_cli.app import run
 
 SOURCE = example_source(100, (3, 4))
 
@@ -201,6 +202,17 @@ def test_exemplar_store_is_read_by_source_ids(thirds: krstore.Store) -> None:
     np.testing.assert_array_equal(thirds.decode(np.arange(34)), SOURCE.features[thirds.ids])
     with pytest.raises(UsageError, match="sample 31 is not kept: this thirds store holds 34 exemplars of 100"):
         thirds.read([30, 31])
+    with pytest.raises(UsageError, match="sample 1 is not kept"):
+        thirds.read(slice(None))
+
+
+def test_a_range_of_claimed_samples_takes_no_memory(thirds: krstore.Store, tmp_path: Path) -> None:
+    good = Good(thirds.path)
+    good.header["source"] |= {"samples": 1 << 40, "bytes": (1 << 40) * SOURCE.spec.sample_bytes}
+    (tmp_path / "x.krs").write_bytes(pack(good.entries()))
+    with pytest.raises(UsageError, match="sample 1 is not kept: this thirds store holds 34 exemplars of 1099511627776"):
+        krstore.open(tmp_path / "x.krs").read(slice(None))
+    assert run(["decode", str(tmp_path / "x.krs"), "-o", str(tmp_path / "x.h5"), "--ids", ":"]) == 2
 
 
 def test_exemplar_store_with_impossible_ids(thirds: krstore.Store, tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ def link_to_a_file(file: h5py.File) -> None:
     file["step1/away"] = h5py.ExternalLink("other.h5", "/x")
 
 
+def claim(file: h5py.File) -> None:
+    file.create_dataset("step1/w", (1 << 34,), "f4", chunks=(1 << 20,))
+
+
 def linked_group(file: h5py.File) -> None:
     file["step3"] = h5py.ExternalLink("other.h5", "/")
 
@@ -130,6 +134,7 @@ def linked_group(file: h5py.File) -> None:
         (no_space, "step1/e is no array"),
         (no_group, "'step3' is not a group of this file"),
         (link_to_a_file, "'step1/away' is a link to another file"),
+        (claim, "'step1/w' claims 17,179,869,184 entries"),
         (linked_group, "'step3' is not a group of this file"),
     ],
 )

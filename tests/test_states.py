@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,22 @@ def test_masks_negative_zeros_become_zeros_and_packnet_takes_them(tmp_path: Path
     )  # fmt: skip
 
 
+def test_files_whose_names_are_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.pt")
+    torch.save({"w": torch.zeros(3)}, file)
+    assert krstore.snapshot([file], tmp_path / "snaps.h5").spec.attributes["files"] == [r"caf\udce9.pt"]
+
+
+def test_states_without_any_element(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(0, 3)}, tmp_path / "a.pt")
+    source = krstore.snapshot([tmp_path / "a.pt"], tmp_path / "snaps.h5")
+    with pytest.raises(ArchiveError, match="hold no elements"):
+        krstore.encode_snapshots(source, tmp_path / "a.krs", codec="packnet")
+
+
+NESTED = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
 class Opened:
     """Leaves a file behind when it is unpickled."""
 
@@ -92,6 +109,10 @@ class Opened:
         (lambda folder: torch.save({"w": torch.zeros(2, dtype=torch.complex64)}, folder / "a.pt"), "type complex64"),
         (lambda folder: torch.save({"": torch.zeros(2)}, folder / "a.pt"), "'' is no name"),
         (lambda folder: torch.save({"w": torch.eye(2).to_sparse()}, folder / "a.pt"), "'w' is sparse"),
+        (lambda folder: torch.save({"\udce9": torch.zeros(2)}, folder / "a.pt"), "is no name"),
+        (lambda folder: torch.save({"w": torch.zeros((1,) * 40)}, folder / "a.pt"), "'w' is of 40 axes"),
+        (lambda folder: torch.save({"w": NESTED}, folder / "a.pt"), "'w' is nested"),
+        (lambda folder: torch.save({"w": torch.zeros(1).as_strided((1 << 40,), (0,))}, folder / "a.pt"), "is expanded"),
         (lambda folder: torch.save({"a/b": torch.zeros(2)}, folder / "a.pt"), "cannot hold array 'a/b'"),
         (lambda folder: (folder / "a.pt").write_bytes(b"no checkpoint"), "a.pt"),
         (lambda folder: (folder / "a.pt").write_bytes(b""), "a.pt"),

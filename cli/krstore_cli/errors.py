@@ -66,6 +66,8 @@ def _judge(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         named = f"{error.filename}: " if error.filename is not None else ""
         return FAILURE, f"{named}{error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return FAILURE, "something that was read has too many levels in one another"
     if isinstance(error, MemoryError):
         return FAILURE, "out of memory"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name's sake

@@ -61,7 +61,26 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise typer.BadParameter(f"{text!r} is no size; expected bytes, or a number with kB, MB, GB, KiB, MiB or GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if size >= 1 << 63:
+        raise typer.BadParameter(f"{_shown(text)} is more than any file has")
+    return int(size)
+
+
+def _integer(text: str) -> int:
+    """Read an integer of 64 bits.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(text)
+    return number
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 Json = Annotated[bool, option("--json", help="Write the result as JSON to stdout.")]
@@ -144,21 +163,29 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
 def parse_classes(text: str) -> list[int]:
     """Read labels: 3,7."""
     try:
-        return [int(part) for part in text.split(",")]
+        return [_integer(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--classes {text}: expected integers with commas between them, as 3,7") from None
+        raise UsageError(
+            f"--classes {_shown(text)}: expected integers of 64 bits with commas between them, as 3,7"
+        ) from None
 
 
-def parse_ids(text: str, samples: int) -> list[int]:
-    """Read IDs and ranges of a source of `samples` samples: 0:100,500; the end of a range is left out, as in Python."""
+def parse_ids(text: str, samples: int, kept: int) -> list[int]:
+    """Read IDs and ranges of samples: 0:100,500; the end of a range is left out, as in Python.
+
+    Args:
+        text: what is read.
+        samples: how many the source had.
+        kept: how many the store has: of a longer range, one more than that is read, among which one is not kept.
+    """
     ids: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d*)\s*(:?)\s*(\d*)\s*", part)
+        match = re.fullmatch(r"\s*(\d{0,18})\s*(?:(:)\s*(\d{0,18})\s*)?", part)
         if match is None or not (match[1] or match[2]):
-            raise UsageError(f"--ids {text}: expected IDs and ranges with commas between them, as 0:100,500")
+            raise UsageError(f"--ids {_shown(text)}: expected IDs and ranges with commas between them, as 0:100,500")
         start = int(match[1] or 0)
         stop = (int(match[3]) if match[3] else samples) if match[2] else start + 1
         if not start < stop <= samples:
-            raise UsageError(f"--ids {text}: {part!r} is not within the source's samples, 0 to {samples - 1}")
-        ids.extend(range(start, stop))
+            raise UsageError(f"--ids {_shown(text)}: {part!r} is not within the source's samples, 0 to {samples - 1}")
+        ids.extend(range(start, stop)[: kept + 1])
     return ids

@@ -5,12 +5,17 @@ Commands never print. They call `begin` with their ``--json``, ``-q`` and ``-v``
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
+
+from krstore.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
     from krstore.progress import Progress
 
-__all__ = ["SCHEMA_VERSION", "Output", "begin", "block", "current", "percent", "table"]
+__all__ = ["SCHEMA_VERSION", "Output", "begin", "block", "current", "open_streams", "percent", "table"]
 
 SCHEMA_VERSION = 1
 
@@ -36,13 +41,18 @@ class Output:
         self.as_json, self.quiet, self.verbose = as_json, quiet, verbose
 
     def result(self, data: Mapping[str, Any] | Sequence[Mapping[str, Any]], *shown: RenderableType) -> None:
-        """Write a result to stdout: `data` with ``--json``, each object with its ``schema_version``; else `shown`."""
-        if self.as_json:
-            versioned = _versioned(data) if isinstance(data, Mapping) else [_versioned(item) for item in data]
-            sys.stdout.write(json.dumps(versioned, indent=2) + "\n")
-        else:
-            for renderable in shown:
-                self._out.print(plain(renderable) if isinstance(renderable, str) else renderable, soft_wrap=True)
+        """Write a result to stdout: `data` with ``--json``, each object with its ``schema_version``; else `shown`.
+
+        Raises:
+            OutputError: stdout is closed, or cannot be written to.
+        """
+        with _named():
+            if self.as_json:
+                versioned = _versioned(data) if isinstance(data, Mapping) else [_versioned(item) for item in data]
+                sys.stdout.write(json.dumps(versioned, indent=2) + "\n")
+            else:
+                for renderable in shown:
+                    self._out.print(plain(renderable) if isinstance(renderable, str) else renderable, soft_wrap=True)
 
     def status(self, message: str) -> None:
         """Say on stderr what happened."""
@@ -90,6 +100,15 @@ class Output:
 
 
 _current = Output()
+
+
+def open_streams() -> None:
+    """Make the streams take any text: what one cannot encode is escaped. Messages to a closed stderr go nowhere."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def begin(as_json: bool = False, quiet: bool = False, verbose: int = 0) -> Output:
@@ -140,6 +159,20 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """Name standard output in what keeps a result from being written to it."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed; the result has nowhere to go")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written to: {error.strerror or error}") from error
 
 
 def _versioned(data: Mapping[str, Any]) -> dict[str, Any]:

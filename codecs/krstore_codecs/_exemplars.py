@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from krstore.archives import open_archive
 from krstore.codec import Codec, Decoder, FitContext, Kind, Knob, OpenContext, PayloadSink
 from krstore.config import CodecConfig, build_config
-from krstore.errors import CorruptStoreError, MissingExtraError, UnknownNameError, UsageError
+from krstore.errors import ArchiveError, CorruptStoreError, MissingExtraError, UnknownNameError, UsageError
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, Source, SourceSpec, Subset, class_indices, scan
 from krstore.store.container import MemberReader
@@ -121,6 +121,7 @@ class Exemplars(Codec[ExemplarsConfig, Chosen]):
 
         Raises:
             UsageError: contradictory or impossible options.
+            ArchiveError: values too large to choose by.
         """
         codec = self._codec(source.spec)
         classes = self._classes(source)
@@ -246,7 +247,11 @@ def _lossless(spec: SourceSpec) -> str:
 
 
 def _embedded(source: Source, ids: Ids, context: FitContext | None) -> Embeddings:
-    """Return samples as vectors of length 1 (n, D): those of the task model if there is one, or their own elements."""
+    """Return samples as vectors of length 1 (n, D): those of the task model if there is one, or their own elements.
+
+    Raises:
+        ArchiveError: a vector has no finite length in float32.
+    """
     import torch
 
     parts = []
@@ -257,4 +262,10 @@ def _embedded(source: Source, ids: Ids, context: FitContext | None) -> Embedding
                 values = context.task_model(values.to(context.device)).float().cpu()
         parts.append(values.flatten(1))
     vectors = torch.cat(parts)
+    finite = torch.linalg.vector_norm(vectors, dim=1).isfinite().numpy()
+    if not finite.all():
+        raise ArchiveError(
+            f"sample {ids[~finite][0]} cannot be compared with others: its vector has no finite length in float32; "
+            "scale the features first"
+        )
     return cast(Embeddings, torch.nn.functional.normalize(vectors, eps=1e-12).numpy())

@@ -12,12 +12,14 @@ import numpy as np
 
 from krstore.dtypes import dtype_name, numpy_dtype
 from krstore.errors import ArchiveError, UsageError
-from krstore.source import Array, Ids, SourceSpec, default_channel_axis
+from krstore.files import encodable
+from krstore.source import MAX_SAMPLES_PER_BYTE, Array, Ids, SourceSpec, default_channel_axis
 
 __all__ = [
     "CHANNEL_AXIS",
     "Archive",
     "archive_attributes",
+    "check_claim",
     "choose_key",
     "choose_labels",
     "json_attributes",
@@ -85,14 +87,25 @@ def choose_key(path: Path, wanted: str | None, default: str, known: Iterable[str
     raise ArchiveError(f"{path} has no array {key!r}; it has: {', '.join(names) or 'none'}{hint}")
 
 
-def choose_labels(path: Path, wanted: str | None, known: Iterable[str]) -> str | None:
-    """Return the key of the labels, or `None` when none were asked for and there are none."""
-    names = sorted(known)
+def choose_labels(path: Path, wanted: str | None, rest: Iterable[str]) -> str | None:
+    """Return the key of the labels among the arrays beside the features; `None` if neither asked for nor there."""
+    names = sorted(rest)
     if wanted is None:
         return "labels" if "labels" in names else None
     if wanted in names:
         return wanted
-    raise ArchiveError(f"{path} has no array {wanted!r} for labels; it has: {', '.join(names) or 'none'}")
+    raise ArchiveError(
+        f"{path} has no array {wanted!r} for labels; beside the features it has: {', '.join(names) or 'none'}"
+    )
+
+
+def check_claim(path: Path, key: str, count: int) -> None:
+    """Refuse an array of more samples, or elements, than what is in its file can stand for."""
+    size = path.stat().st_size
+    if count > MAX_SAMPLES_PER_BYTE * size:
+        raise ArchiveError(
+            f"{path}: {key!r} claims {count:,} entries in a file of {size:,} bytes; --trust (trust=True) reads them"
+        )
 
 
 def make_spec(
@@ -115,7 +128,7 @@ def make_spec(
     attributes = dict(attributes)
     rank = len(shape) - 1
     axis = attributes.pop(CHANNEL_AXIS, default_channel_axis(rank))
-    if axis is not None and not (isinstance(axis, int) and 0 <= axis < rank):
+    if axis is not None and not (type(axis) is int and 0 <= axis < rank):
         raise ArchiveError(
             f"{path}: attribute {CHANNEL_AXIS} is {axis!r}; samples of shape {shape[1:]} have axes 0 to {rank - 1}"
         )
@@ -158,17 +171,23 @@ def json_attributes(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # bytes that are no UTF-8 come from HDF5 as lone surrogates
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    match value:
+        case np.ndarray() | np.generic():
+            return _plain(value.tolist())
+        case dict():
+            return {_plain(key): _plain(item) for key, item in value.items()}
+        case list():
+            return [_plain(item) for item in value]
+        case str():
+            return encodable(value)
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+    return value
 
 
 def archive_attributes(spec: SourceSpec) -> dict[str, Any]:
     """Return the attributes of the file: the source's, and the channel axis where its rank does not tell it."""
-    if spec.channel_axis == default_channel_axis(len(spec.shape)):
-        return dict(spec.attributes)
-    return {**spec.attributes, CHANNEL_AXIS: spec.channel_axis}
+    attributes = {name: value for name, value in spec.attributes.items() if name != CHANNEL_AXIS}
+    if spec.channel_axis != default_channel_axis(len(spec.shape)):
+        attributes[CHANNEL_AXIS] = spec.channel_axis
+    return attributes

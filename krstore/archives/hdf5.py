@@ -16,6 +16,7 @@ import numpy as np
 from krstore.archives._common import (
     Archive,
     archive_attributes,
+    check_claim,
     choose_key,
     choose_labels,
     json_attributes,
@@ -29,10 +30,20 @@ from krstore.source import Array, Ids, SourceSpec
 with contextlib.suppress(ImportError):  # registers the filters of Blosc, Zstd, Bitshuffle and others
     import hdf5plugin  # noqa: F401
 
-__all__ = ["attributes_of", "create_file", "create_hdf5", "find_dataset", "open_hdf5", "readable", "reserve"]
+__all__ = [
+    "attributes_of",
+    "create_file",
+    "create_hdf5",
+    "find_dataset",
+    "is_group",
+    "open_hdf5",
+    "readable",
+    "reserve",
+]
 
 CHUNK_CACHE_BYTES = 32 << 20
 JSON_ATTRIBUTES = "krstore_json"
+UNFIT = ("", JSON_ATTRIBUTES)  # names that no attribute of a file gets
 MAX_LIST_BYTES = 16 << 10  # HDF5 refuses attributes from 64 kB
 
 
@@ -44,13 +55,16 @@ def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, t
         known = {key for key in likely if find_dataset(path, file, key, trust=trust)}
         if likely[0] not in known or (labels_key and labels_key not in known):
             known.update(_names(file))
-            if features_key is None and file.get("step0", getclass=True) is h5py.Group:
+            if features_key is None and is_group(file, "step0"):
                 raise ArchiveError(f"{path} holds a network's states, not samples: a snapshot codec encodes it")
         key = choose_key(path, features_key, "features", known)
+        known.discard(key)
         label_key = choose_labels(path, labels_key, known)
         dataset = find_dataset(path, file, key, trust=trust)
         attributes = attributes_of(file) | attributes_of(dataset)
         spec = make_spec(path, dataset.shape or (), dataset.dtype, key, label_key, attributes)
+        if not trust:  # which lets the samples be in other files
+            check_claim(path, key, spec.samples)
         dtype = numpy_dtype(spec.dtype)
 
         def column(name: str) -> Ids:
@@ -88,7 +102,7 @@ def create_file(path: Path, attributes: Mapping[str, Any]) -> Iterator[h5py.File
     Raises:
         OSError: the file cannot be written.
     """
-    rest = {name: value for name, value in attributes.items() if not _native(value)}
+    rest = {name: value for name, value in attributes.items() if name in UNFIT or not _native(value)}
     recorder = _Recorder()
     with h5py.File(recorder, "w") as file:
         file.attrs.update({name: value for name, value in attributes.items() if name not in rest})
@@ -169,6 +183,11 @@ def find_dataset(path: Path, file: h5py.File, key: str, *, trust: bool) -> h5py.
     return item
 
 
+def is_group(file: h5py.File, name: str) -> bool:
+    """Whether a name is that of a group of the file, not of a link to one, which is not followed."""
+    return file.get(name, getclass=True, getlink=True) is h5py.HardLink and isinstance(file[name], h5py.Group)
+
+
 def _followed(path: Path, file: h5py.File, key: str) -> str:
     """Replace soft links in a key by what they point to, and refuse external ones."""
     parts, done = key.split("/"), ""
@@ -203,9 +222,7 @@ def attributes_of(item: h5py.HLObject) -> dict[str, Any]:
     for name in item.attrs:
         with contextlib.suppress(TypeError):  # a type that NumPy has no equivalent of
             raw[name] = item.attrs[name]
-    attributes = json_attributes(raw)
-    attributes.update(json.loads(attributes.pop(JSON_ATTRIBUTES, "{}")))
-    return attributes
+    return json_attributes(raw | json.loads(raw.pop(JSON_ATTRIBUTES, "{}")))
 
 
 def _native(value: Any) -> bool:

@@ -31,6 +31,7 @@ __all__ = ["NPZ_ATTRIBUTES", "open_npy", "open_npz", "open_safetensors"]
 
 NPZ_ATTRIBUTES = "attributes.json"
 MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
+MAX_ATTRIBUTES_BYTES = 16 << 20
 
 _SAFETENSORS_TYPES = {
     "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool",
@@ -85,7 +86,7 @@ def open_npz(path: Path, features_key: str | None, labels_key: str | None) -> Ar
         file = stack.enter_context(path.open("rb"))
         archive = stack.enter_context(zipfile.ZipFile(file))
         members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
-        attributes = json.loads(archive.read(NPZ_ATTRIBUTES)) if NPZ_ATTRIBUTES in archive.namelist() else {}
+        attributes = _npz_attributes(archive) if NPZ_ATTRIBUTES in archive.namelist() else {}
 
         def rows_of(key: str) -> Rows:
             with archive.open(members[key]) as member:
@@ -101,6 +102,13 @@ def open_npz(path: Path, features_key: str | None, labels_key: str | None) -> Ar
                 return _npy_rows(temporary)
 
         return _open_rows(path, features_key, labels_key, members, rows_of, attributes, stack)
+
+
+def _npz_attributes(archive: zipfile.ZipFile) -> Any:
+    size = archive.getinfo(NPZ_ATTRIBUTES).file_size
+    if size > MAX_ATTRIBUTES_BYTES:
+        raise ValueError(f"{NPZ_ATTRIBUTES} claims {size:,} bytes; expected at most {MAX_ATTRIBUTES_BYTES:,}")
+    return json.loads(archive.read(NPZ_ATTRIBUTES))
 
 
 def open_safetensors(path: Path, features_key: str | None, labels_key: str | None) -> Archive:
@@ -158,12 +166,13 @@ def _open_rows(
     stack: contextlib.ExitStack,
 ) -> Archive:
     key = choose_key(path, features_key, "features", known)
-    label_key = choose_labels(path, labels_key, known)
+    rest = known.keys() - {key}
+    label_key = choose_labels(path, labels_key, rest)
     rows = rows_of(key)
     spec = make_spec(path, rows.shape, rows.dtype, key, label_key, json_attributes(attributes))
     labels, task = (
         None if name is None else _column(path, name, rows_of(name), spec)
-        for name in (label_key, "task" if "task" in known else None)
+        for name in (label_key, "task" if "task" in rest else None)
     )
     return Archive(spec, rows.read, labels, task, stack.pop_all().close)
 

@@ -11,7 +11,8 @@ from typing import IO
 import h5py
 import numpy as np
 
-from krstore.archives.hdf5 import attributes_of, create_file, find_dataset, readable, reserve
+from krstore.archives._common import check_claim
+from krstore.archives.hdf5 import attributes_of, create_file, find_dataset, is_group, readable, reserve
 from krstore.dtypes import STATE_DTYPES, dtype_name, numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.files import atomic_path
@@ -55,7 +56,7 @@ def open_hdf5_snapshots(path: Path, *, trust: bool) -> SnapshotArchive:
 
 
 def _step(path: Path, file: h5py.File, group: str, *, trust: bool) -> dict[str, ArraySpec]:
-    if file.get(group, getclass=True, getlink=True) is not h5py.HardLink or not isinstance(file[group], h5py.Group):
+    if not is_group(file, group):
         raise ArchiveError(f"{path}: {group!r} is not a group of this file")
     arrays = {}
     for name in sorted(file[group]):
@@ -68,6 +69,8 @@ def _step(path: Path, file: h5py.File, group: str, *, trust: bool) -> dict[str, 
             arrays[name] = ArraySpec(tuple(dataset.shape), dtype_name(dataset.dtype, STATE_DTYPES))
         except ArchiveError as error:
             raise ArchiveError(f"{path}: {group}/{name}: {error}") from None
+        if not trust:
+            check_claim(path, f"{group}/{name}", arrays[name].elements)
     return arrays
 
 

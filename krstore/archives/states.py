@@ -19,9 +19,9 @@ from krstore.archives import open_snapshots
 from krstore.archives.snapshots import write_snapshots
 from krstore.dtypes import STATE_DTYPES
 from krstore.errors import ArchiveError, UsageError
-from krstore.files import check_target
+from krstore.files import check_target, encodable
 from krstore.progress import SILENT, Progress
-from krstore.snapshots import ArraySpec, SnapshotSource, SnapshotSpec, State
+from krstore.snapshots import MAX_AXES, ArraySpec, SnapshotSource, SnapshotSpec, State
 from krstore.tensors import as_array
 
 __all__ = ["read_state", "snapshot"]
@@ -44,14 +44,14 @@ def snapshot(
         progress: shown how it goes.
 
     Raises:
-        UsageError: no files.
+        UsageError: no files, or the output is one of them.
         ArchiveError: a file cannot be read, or has an array that HDF5 cannot hold; another suffix.
         OutputError: the output exists or cannot be written.
     """
     paths, output = [Path(file) for file in files], Path(output)
     if not paths:
         raise UsageError("no states to keep; name a file for each step")
-    check_target(output, force=force)
+    check_target(output, force=force, inputs=paths)
     numbers = [re.findall(r"\d+", path.stem) for path in paths]
     if any([*map(int, before)] > [*map(int, after)] for before, after in pairwise(numbers)):
         progress.note(f"{', '.join(path.name for path in paths)}: steps 0, 1, ... are taken in this order")
@@ -60,7 +60,7 @@ def snapshot(
         for path in paths:
             steps.append({name: ArraySpec(a.shape, a.dtype.name) for name, a in read_state(path).items()})
             task.advance(1)
-        attributes = {"files": [path.name for path in paths], "krstore_version": version("krstore")}
+        attributes = {"files": [encodable(path.name) for path in paths], "krstore_version": version("krstore")}
         with write_snapshots(output, SnapshotSpec(steps=tuple(steps), attributes=attributes)) as writer:
             for path in paths:
                 writer.append({name: _unsigned_zeros(array) for name, array in read_state(path).items()})
@@ -77,7 +77,8 @@ def read_state(path: str | Path) -> State:
             ``weights_only``: nothing in them is executed.
 
     Raises:
-        ArchiveError: the file is missing, damaged, of another kind, or has an array of a type that is not supported.
+        ArchiveError: the file is missing, damaged, of another kind, or has an array of a type that is not supported,
+            or one that is no plain tensor.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,10 +86,10 @@ def read_state(path: str | Path) -> State:
     tensors = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
     state = {}
     for name, tensor in tensors.items():
-        if not name.strip(".") or "\0" in name:
+        if not name.strip(".") or "\0" in name or name != encodable(name):
             raise ArchiveError(f"{path}: {name!r} is no name of an array")
-        if tensor.layout is not torch.strided or tensor.is_meta:
-            raise ArchiveError(f"{path}: {name!r} is {'empty' if tensor.is_meta else 'sparse'}; expected plain tensors")
+        if odd := _oddity(tensor):
+            raise ArchiveError(f"{path}: {name!r} is {odd}; expected plain tensors of up to {MAX_AXES} axes")
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in STATE_DTYPES:
             raise ArchiveError(f"{path}: {name!r} is of type {dtype}; expected one of {', '.join(STATE_DTYPES)}")
@@ -96,6 +97,21 @@ def read_state(path: str | Path) -> State:
     if not state:
         raise ArchiveError(f"{path} holds no arrays")
     return state
+
+
+def _oddity(tensor: torch.Tensor) -> str:
+    """Return what keeps a tensor from being an array with a place for each of its elements; nothing for most."""
+    if tensor.is_meta:
+        return "empty"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    if tensor.ndim > MAX_AXES:
+        return f"of {tensor.ndim} axes"
+    if tensor.nbytes > (stored := tensor.untyped_storage().nbytes()):
+        return f"expanded from {stored:,} bytes to {tensor.nbytes:,} (save tensor.contiguous())"
+    return ""
 
 
 def _safetensors(path: Path) -> Mapping[str, torch.Tensor]:

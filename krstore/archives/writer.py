@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,8 @@ from krstore.files import atomic_path
 from krstore.source import Array, Ids, SourceSpec
 
 __all__ = ["ArchiveWriter", "write_archive"]
+
+METADATA = "__metadata__"
 
 _SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64", "uint8": "U8"}
 
@@ -54,7 +57,7 @@ def write_archive(path: str | Path, spec: SourceSpec, columns: Mapping[str, Ids]
         columns: integer arrays (N,) beside the features, by name: labels, ids, task.
 
     Raises:
-        ArchiveError: an unknown suffix, an element type that the container cannot hold, or samples missing.
+        ArchiveError: an unknown suffix, an element type or a name that the container cannot hold, or samples missing.
         OutputError: the file cannot be written.
     """
     path = Path(path)
@@ -71,12 +74,26 @@ def write_archive(path: str | Path, spec: SourceSpec, columns: Mapping[str, Ids]
         raise ArchiveError(
             f"{path}: only safetensors holds bfloat16 features; use -o {path.with_suffix('.safetensors')}"
         )
+    _check_names(path, [*columns, spec.features_key])
     with atomic_path(path) as temporary:
         with write(temporary, spec, columns) as stream:
             writer = ArchiveWriter(stream, spec)
             yield writer
         if writer.samples != spec.samples:
             raise ArchiveError(f"{path}: {writer.samples} samples were written; the archive should hold {spec.samples}")
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors" and METADATA in names:
+        raise ArchiveError(f"{path}: safetensors has no array called {METADATA!r}; use -o {path.with_suffix('.h5')}")
+    for name, other in itertools.permutations(names, 2):
+        if name == other:
+            raise ArchiveError(f"{path}: two arrays of an archive cannot both be called {name!r}")
+        if suffix in (".h5", ".hdf5") and other.startswith(f"{name}/"):
+            raise ArchiveError(
+                f"{path}: HDF5 has no array {other!r} beside an array {name!r}; use -o {path.with_suffix('.npz')}"
+            )
 
 
 @contextlib.contextmanager
@@ -109,7 +126,7 @@ def _npz(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> Iterator[I
 
 @contextlib.contextmanager
 def _safetensors(path: Path, spec: SourceSpec, columns: Mapping[str, Ids]) -> Iterator[IO[bytes]]:
-    header: dict[str, Any] = {"__metadata__": {"krstore": json.dumps(archive_attributes(spec))}}
+    header: dict[str, Any] = {METADATA: {"krstore": json.dumps(archive_attributes(spec))}}
     offset = 0
     for name, values in columns.items():
         header[name] = {"dtype": "I64", "shape": list(values.shape), "data_offsets": [offset, offset + values.nbytes]}

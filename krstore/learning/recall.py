@@ -25,6 +25,7 @@ from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Held, Subset
+from krstore.store.rate import bytes_at
 from krstore.store.reader import Store
 from krstore.store.writer import encode
 
@@ -245,7 +246,7 @@ class Recall:
             share = self.budget * (stop - first) // self.scenario.classes
         elif self._config.ratio is not None:
             tasks = [task for task in self.scenario.tasks if first <= task.first < stop]
-            share = int(sum(self.scenario.train(task.number).spec.bytes for task in tasks) / self._config.ratio)
+            share = bytes_at(self._config.ratio, sum(self.scenario.train(task.number).spec.bytes for task in tasks))
         else:
             return {}
         return {"max_bytes": max(1, share - ENTRY_BYTES - CLASS_BYTES * (stop - first))}

@@ -42,8 +42,8 @@ def decode(
 ) -> Path:
     """Write samples of a store as an archive of the source's shape, element type and keys.
 
-    Beside features and labels (and tasks) it has a column ``ids``: the source's ID of each sample. Where an array is
-    called so already, the column is ``source_ids``.
+    Beside features and labels (and tasks) it has a column ``ids``: the source's ID of each sample. Where an array,
+    or a group of them, is called so already, the column is ``source_ids``.
 
     Args:
         store: an open store, or its path.
@@ -58,7 +58,8 @@ def decode(
         the path of the archive.
 
     Raises:
-        UsageError: an ID that the store does not hold, a class it does not know, or nothing left to decode.
+        UsageError: an ID that the store does not hold, a class it does not know, nothing left to decode, or the store
+            itself as the output.
         OutputError: the output exists or cannot be written.
         CorruptStoreError: the payload is damaged.
     """
@@ -66,9 +67,9 @@ def decode(
         with Store(store, device=device) as opened:
             return decode(opened, output, ids=ids, classes=classes, force=force, progress=progress)
     path = default_archive(store) if output is None else Path(output)
-    check_target(path, force=force)
+    check_target(path, force=force, inputs=[store.path])
     rows = _rows(store, ids, classes)
-    taken = {store.source.features_key, store.source.labels_key, "task"}
+    taken = {key.partition("/")[0] for key in (store.source.features_key, store.source.labels_key, "task")}
     columns = {next(name for name in ID_COLUMNS if name not in taken): store.ids[rows]}
     if store.labels is not None:
         columns[store.source.labels_key] = store.labels[rows]
@@ -120,6 +121,7 @@ def decode_snapshots(
         the path of the archive.
 
     Raises:
+        UsageError: the output is the store itself.
         OutputError: the output exists or cannot be written.
         CorruptStoreError: the payload is damaged.
     """
@@ -129,7 +131,7 @@ def decode_snapshots(
     from krstore.archives.snapshots import write_snapshots
 
     path = store.path.with_name(f"{store.path.stem}.decoded.h5") if output is None else Path(output)
-    check_target(path, force=force)
+    check_target(path, force=force, inputs=[store.path])
     with write_snapshots(path, store.spec) as writer, progress.task("decode", len(store), "steps") as task:
         for step in range(len(store)):
             writer.append(store.state(step))

@@ -40,7 +40,7 @@ def measure(
             rows = np.arange(start, min(start + rows_per_chunk, count))
             truth = _channels(source.read(rows if kept is None else kept[rows]), spec.channel_axis)
             decoded = _channels(decode(rows), spec.channel_axis)
-            norms = np.sqrt(np.square(truth).sum(axis=(1, 2)) * np.square(decoded).sum(axis=(1, 2)))
+            norms = np.sqrt(np.square(truth).sum(axis=(1, 2))) * np.sqrt(np.square(decoded).sum(axis=(1, 2)))
             dots = (truth * decoded).sum(axis=(1, 2))
             both_zero = ~(truth.any(axis=(1, 2)) | decoded.any(axis=(1, 2)))
             cosine[rows] = np.where(norms > 0, dots / np.where(norms > 0, norms, 1), both_zero)

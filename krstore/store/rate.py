@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from krstore.codec import Knob
 from krstore.errors import TargetUnreachableError, UsageError
 
-__all__ = ["Target", "make_target", "search"]
+__all__ = ["Target", "bytes_at", "make_target", "search"]
 
 DEFAULT_RATIO = 20.0
 TOLERANCE = 0.005
 MAX_TRIALS = 24
 FIRST_STRIDE = 1.03
+LARGEST_FILE = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Target:
         return math.inf if bound is None else bound
 
 
+def bytes_at(ratio: float, source_bytes: int) -> int:
+    """Return how many bytes a ratio leaves to what takes `source_bytes`; at most 2^62, more than any file has."""
+    return math.floor(min(source_bytes / ratio, LARGEST_FILE))
+
+
 def make_target(source_bytes: int, ratio: float | None, max_bytes: int | None, max_mse: float | None) -> Target | None:
     """Turn what a user asked for (at most one of the three) into a target.
 
@@ -49,11 +55,13 @@ def make_target(source_bytes: int, ratio: float | None, max_bytes: int | None, m
     if len(given) > 1:
         raise UsageError(f"give one target, not {' and '.join(given)}")
     for name, value in given.items():
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value < math.inf:
             raise UsageError(f"{name}={value} is not a positive number")
     if ratio is not None:
-        return Target(max_bytes=math.floor(source_bytes / ratio))
-    return Target(max_bytes=max_bytes, max_mse=max_mse) if given else None
+        return Target(max_bytes=bytes_at(ratio, source_bytes))
+    if max_bytes is not None:
+        return Target(max_bytes=min(max_bytes, LARGEST_FILE))
+    return None if max_mse is None else Target(max_mse=max_mse)
 
 
 def search(codec: str, knob: Knob | None, target: Target, trial: Callable[[float], float]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from krstore.errors import CorruptStoreError, UsageError
-from krstore.source import Array, Ids, SourceSpec
+from krstore.source import MAX_SAMPLES_PER_BYTE, Array, Ids, SourceSpec
 from krstore.store.columns import unpack_column
 from krstore.store.header import Header, Quality
 from krstore.store.opened import PAYLOAD, PayloadView, StoreFile
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from krstore.replay import Replay
 
 __all__ = ["Store", "StoreSource"]
-
-MAX_SAMPLES_PER_BYTE = 1024
 
 
 class Store(StoreFile[Header]):
@@ -103,7 +101,8 @@ class Store(StoreFile[Header]):
     def rows(self, ids: Any) -> Ids:
         """Return the payload rows of these source IDs."""
         if isinstance(ids, slice):
-            ids = np.arange(*ids.indices(self.source.samples))
+            asked = range(*ids.indices(self.source.samples))
+            ids = np.array(asked[: len(self) + 1], np.int64)  # of more than there are, one of these is not kept
         given = np.atleast_1d(np.asarray(ids))
         if given.size == 0:
             return np.empty(0, np.int64)

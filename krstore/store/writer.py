@@ -13,7 +13,7 @@ from krstore.archives import open_archive, open_snapshots
 from krstore.checkpoint import Checkpoint, Resume
 from krstore.codec import AnyCodec, Codec, Kind, SharedDecoder
 from krstore.config import build_config
-from krstore.errors import CorruptStoreError, UsageError
+from krstore.errors import ArchiveError, CorruptStoreError, UsageError
 from krstore.files import atomic_path, check_target
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec, get_snapshot_codec
@@ -29,12 +29,28 @@ from krstore.store.subjects import AnyQuality, Samples, Snapshots, Subject
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["default_output", "encode", "encode_snapshots"]
+__all__ = ["check_seed", "default_output", "encode", "encode_snapshots"]
 
 
 def default_output(path: Path, codec: str) -> Path:
-    """Return where a store goes when no output is named: beside the input, as ``NAME.CODEC.krs``."""
+    """Return where a store goes when no output is named: beside the input, as ``NAME.CODEC.krs``.
+
+    Raises:
+        ArchiveError: the input is not a file.
+    """
+    if not path.is_file():
+        raise ArchiveError(f"{path} is not a file")
     return path.with_name(f"{path.stem}.{codec}.krs")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not everything random can take.
+
+    Raises:
+        UsageError: it is not in 0..2^31 - 1.
+    """
+    if not 0 <= seed < 1 << 31:
+        raise UsageError(f"seed={seed} is not in 0..{(1 << 31) - 1}")
 
 
 def encode(
@@ -81,13 +97,14 @@ def encode(
         progress: shown how it goes.
 
     Raises:
-        UsageError: contradictory or unknown arguments.
+        UsageError: contradictory or unknown arguments, or an output that is read as well; but a store may be encoded
+            anew in its own place.
         ArchiveError: the source cannot be read or holds values that cannot be encoded.
         TargetUnreachableError: the codec cannot honour the target; no file is written.
         OutputError: the output exists or cannot be written.
     """
-    job = _Job(source, output, codec, seed, force)
     codec_type = get_sample_codec(codec)
+    job = _Job(source, output, codec, seed, force, decoder.path if isinstance(decoder, Store) else decoder)
     opened = open_archive(source) if isinstance(source, str | Path) else source
     if not hasattr(opened, "spec"):
         raise UsageError(f"a {type(source).__name__} is no source; krstore.ArraySource(features, labels) makes one")
@@ -137,8 +154,8 @@ def encode_snapshots(
     Raises:
         as `encode`.
     """
-    job = _Job(source, output, codec, seed, force)
     codec_type = get_snapshot_codec(codec)
+    job = _Job(source, output, codec, seed, force)
     opened = open_snapshots(source) if isinstance(source, str | Path) else source
     config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
     target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
@@ -180,18 +197,19 @@ def _target(
 class _Job:
     """One encode: where it goes, and what names it."""
 
-    def __init__(self, source: object, output: str | Path | None, codec: str, seed: int, force: bool) -> None:
-        if not 0 <= seed < 1 << 31:
-            raise UsageError(f"seed={seed} is not in 0..{(1 << 31) - 1}")
-        if isinstance(source, str | Path):
-            path = Path(source)
-            output = default_output(path, codec) if output is None else output
-            if path.resolve() == Path(output).resolve() and path.suffix != ".krs":
-                raise UsageError(f"{path} is the archive itself; name another output")
+    def __init__(
+        self, source: object, output: str | Path | None, codec: str, seed: int, force: bool,
+        decoder: str | Path | None = None,
+    ) -> None:  # fmt: skip
+        check_seed(seed)
+        path = Path(source) if isinstance(source, str | Path) else None
         if output is None:
-            raise UsageError("name an output: a source that is no file has no place beside it")
+            if path is None:
+                raise UsageError("name an output: a source that is no file has no place beside it")
+            output = default_output(path, codec)
         self.output, self.seed, self._force = Path(output), seed, force
-        check_target(self.output, force=force)
+        archive = None if path is None or path.suffix == ".krs" else path
+        check_target(self.output, force=force, inputs=(archive, decoder))
 
     def run(
         self, subject: Subject, target: Target | None, opens: type[Store] | type[SnapshotStore], *, resume: Resume,

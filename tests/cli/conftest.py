@@ -84,13 +84,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Any:
 def child(*arguments: object, path: Path = FAKE_CODECS, **environment: str) -> subprocess.Popen[str]:
     """Start the installed command as a process of its own."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    paths = os.pathsep.join(filter(None, (str(path), os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("krstore")), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**inherited, "PYTHONPATH": str(path), **environment},
+        env={**inherited, "PYTHONPATH": paths, **environment},
     )
 
 

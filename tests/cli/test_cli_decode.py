@@ -62,6 +62,9 @@ def test_an_exemplar_store_decodes_what_it_keeps(cli: Any, archive: Path) -> Non
     [
         (("--classes", "4"), "classes are -1, 3, 40"),
         (("--classes", "three"), "integers"),
+        (("--classes", "9" * 30), "integers of 64 bits"),
+        (("--ids", "9" * 5000), "0:100,500"),
+        (("--ids", "5 6"), "0:100,500"),
         (("--ids", "90"), "0 to 89"),
         (("--ids", "0:91"), "0 to 89"),
         (("--ids", "0:999999999999999"), "0 to 89"),
@@ -86,9 +89,12 @@ def test_decoding_replaces_only_by_force(cli: Any, store: Path) -> None:
 
 
 def test_the_store_itself_is_no_output(cli: Any, store: Path) -> None:
-    before = store.read_bytes()
-    assert cli("decode", store, "-o", store, "--force").code == 1
-    assert store.read_bytes() == before
+    named = store.rename(store.with_suffix(".h5"))
+    before = named.read_bytes()
+    refused = cli("decode", named, "-o", named, "--force")
+    assert refused.code == 2
+    assert "is an input, which is never replaced" in refused.line
+    assert named.read_bytes() == before
 
 
 def test_bfloat16_goes_where_it_can(cli: Any, tmp_path: Path) -> None:

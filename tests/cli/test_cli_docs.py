@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from typer.main import get_command
 
-from krstore_cli.app import app, run
+from krstore_cli.app import run
+from krstore_cli.commands import app
 
 PAGES = Path(__file__).parents[2] / "docs" / "cli"
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]

@@ -82,6 +82,27 @@ def test_the_archive_itself_is_no_output(cli: Any, archive: Path) -> None:
     assert archive.read_bytes() == before
 
 
+def test_no_other_input_is_an_output(cli: Any, archive: Path) -> None:
+    store = archive.with_name("decoder.krs")
+    assert cli("encode", archive, "--codec", "raw", "-o", store).code == 0
+    before = store.read_bytes()
+    for command in (
+        ("encode", archive, "--codec", "raw", "--decoder", store),
+        ("show", store, "--against", archive),
+        ("snapshot", store),
+    ):
+        refused = cli(*command, "-o", store, "--force")
+        assert refused.code == 2
+        assert "decoder.krs is an input" in refused.line
+    assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize("path", [".", "/", "..", "nothing.h5"])
+def test_what_is_no_file_has_no_place_beside_it(cli: Any, path: str) -> None:
+    ran = cli("encode", path, "--codec", "raw")
+    assert (ran.code, ran.line) == (1, f"error: {path} is not a file")
+
+
 def test_preset_and_settings(cli: Any, archive: Path) -> None:
     facts = cli("encode", archive, "--codec", "uniform", "--preset", "small", "--set", "level=7", "--json").json
     assert facts["config"] == {"level": 7, "block_samples": 64}
@@ -95,6 +116,8 @@ def test_preset_and_settings(cli: Any, archive: Path) -> None:
         (("--codec", "uniform", "--ratio", "2", "--max-mse", "1"), "one target"),
         (("--codec", "uniform", "--ratio", "-2"), "not a positive number"),
         (("--codec", "uniform", "--max-bytes", "5 apples"), "no size"),
+        (("--codec", "uniform", "--max-bytes", "9" * 400), "more than any file has"),
+        (("--codec", "foo/bar"), "unknown codec 'foo/bar'"),
         (("--codec", "uniform", "--preset", "tiny"), "Known: small"),
         (("--codec", "uniform", "--set", "level=99"), "level=99"),
         (("--codec", "uniform", "--set", "lever=9"), "Did you mean 'level'"),

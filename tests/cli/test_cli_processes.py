@@ -218,7 +218,36 @@ def test_a_reader_that_leaves_early_is_no_error(start: Any, store: Path) -> None
 def test_a_full_disk_under_stdout(store: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ran = subprocess.run([KRSTORE, "info", store], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (ran.returncode, ran.stderr) == (1, "error: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "error: standard output cannot be written to: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("closing", "code", "said"),
+    [
+        (">&-", 1, "error: standard output is closed; the result has nowhere to go\n"),
+        ("2>&-", 0, ""),
+    ],
+)
+def test_a_closed_stream(store: Path, closing: str, code: int, said: str) -> None:
+    ran = subprocess.run(["sh", "-c", f'"$0" info "$1" {closing}', KRSTORE, store], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (code, said)
+    assert ("raw (dense)" in ran.stdout) == (code == 0)
+
+
+def test_what_a_stream_cannot_encode_is_escaped(process: Any, store: Path) -> None:
+    ran = process("info", store.rename(store.with_name("café.krs")), PYTHONIOENCODING="ascii")
+    assert ran.code == 0, ran.err
+    assert r"caf\xe9.krs" in ran.out
+
+
+def test_an_interrupt_before_the_command_is_known(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    running = start("info", path=tmp_path)
+    assert running.communicate(timeout=30) == ("", "error: interrupted\n")
+    assert running.returncode == 130
 
 
 def on_terminal(*arguments: object, **environment: str) -> str:

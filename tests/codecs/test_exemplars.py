@@ -210,6 +210,9 @@ def test_broken_samples_are_named(tmp_path: Path) -> None:
     features[3, 1] = np.nan
     with pytest.raises(ArchiveError, match="3"):
         encode(ArraySource(features, np.zeros(9, np.int64)), tmp_path)
+    features = np.where(np.arange(9) == 5, 1e149, 1)[:, None]
+    with pytest.raises(ArchiveError, match="sample 5 cannot be compared with others"):
+        encode(ArraySource(features, np.zeros(9, np.int64)), tmp_path)
 
 
 def test_a_store_of_a_codec_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

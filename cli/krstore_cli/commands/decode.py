@@ -67,7 +67,7 @@ def _samples(
     path = decode_samples(
         store,
         path,
-        ids=None if ids is None else parse_ids(ids, store.source.samples),
+        ids=None if ids is None else parse_ids(ids, store.source.samples, len(store)),
         classes=None if classes is None else parse_classes(classes),
         force=force,
         progress=progress,

@@ -90,6 +90,7 @@ def encode(
     from krstore.archives import open_archive, open_snapshots
     from krstore.codec import Kind
     from krstore.distributed import joined, processes
+    from krstore.files import check_target
     from krstore.registry import get_codec
     from krstore.store.summary import summarise
     from krstore.store.writer import default_output, encode_snapshots
@@ -97,9 +98,9 @@ def encode(
 
     began = time.monotonic()
     targets = chosen_target(context, ratio=ratio, max_bytes=max_bytes, max_mse=max_mse)
+    kind = get_codec(codec).kind
     target = default_output(archive, codec) if output_path is None else output_path
-    if archive.exists() and target.exists() and target.samefile(archive):
-        raise UsageError(f"{target} is the archive itself, which is never replaced; name another -o")
+    check_target(target, force=force, inputs=(archive, labels_key, decoder, task_weights))
     given: dict[str, Any] = {
         "preset": preset,
         "settings": parse_settings(settings or []) | ({} if per_step is None else {"per_step": per_step}),
@@ -111,7 +112,7 @@ def encode(
         **targets,
     }
     store: Store | SnapshotStore
-    if get_codec(codec).kind is Kind.SNAPSHOT:
+    if kind is Kind.SNAPSHOT:
         _refuse_for_states(
             {
                 "--features-key": features_key,

@@ -40,7 +40,7 @@ def show(
     from krstore.store.reader import Store
     from krstore.store.verify import open_encoded
 
-    check_target(picture, force=force)
+    check_target(picture, force=force, inputs=(store, against))
     opened = Store(store, device=device)
     source = open_encoded(opened, against, trust=trust)
     if tsne:
