@@ -153,12 +153,20 @@ class Recall:
                 encode(samples, path, "raw", force=True)
             else:
                 asked = {"per_class": self._quota(task.stop)} if self._config.per_class or self._config.total else {}
-                encode_beside(
-                    self.memory, next(iter(self.memory.stores), None), samples, path, self._codec.name,
-                    preset=self._preset, settings={**self._settings, **asked}, device=self._device, seed=self._seed,
-                    force=True, resume="auto", task_model=seen_by, progress=self._progress,
-                    **self._target(task.first, task.stop),
-                )  # fmt: skip
+                target = self._target(task.first, task.stop)
+                try:
+                    encode_beside(
+                        self.memory, next(iter(self.memory.stores), None), samples, path, self._codec.name,
+                        preset=self._preset, settings={**self._settings, **asked}, device=self._device,
+                        seed=self._seed, force=True, resume="auto", task_model=seen_by, progress=self._progress,
+                        **target,
+                    )  # fmt: skip
+                except TargetUnreachableError as error:
+                    size, said = target["max_bytes"], "budget" if self._config.ratio is None else "ratio"
+                    raise TargetUnreachableError(
+                        f"task {number}: of the memory's {said}, {size:,} bytes are for its {samples.spec.samples:,} "
+                        f"samples, after what the manifest takes: {error}"
+                    ) from error
             self.memory.append(path)
             path.unlink()
         if self._config.total is not None:

@@ -257,3 +257,9 @@ def test_raw_new_samples_beside_decoded_old_ones_are_told_of(data: Path, tmp_pat
     notes.said.clear()
     learn(config(data, "replay", **settings), tmp_path / "through", progress=notes)
     assert not any("lossy codec" in line for line in notes.said)
+
+
+def test_a_ratio_out_of_reach_says_whose_it_is(data: Path, tmp_path: Path) -> None:
+    settings = {"memory.codec": "transform", "memory.ratio": 1000.0}
+    with pytest.raises(TargetUnreachableError, match="task 0: of the memory's ratio, 1 bytes are for its 60 samples"):
+        learn(config(data, "replay", **settings), tmp_path / "run")
