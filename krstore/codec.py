@@ -20,7 +20,7 @@ accounted.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -192,6 +192,18 @@ class Decoder(ABC):
         from krstore.tensors import as_tensor
 
         return as_tensor(self.decode(rows))
+
+    def decode_together(self, parts: Sequence[tuple[Decoder, Ids]]) -> torch.Tensor:
+        """Return samples of several stores, one store's rows after another's, on the device.
+
+        Codecs that share decoders override this, to run the network once for all.
+
+        Args:
+            parts: decoders of stores that have this one's network, and rows of each.
+        """
+        import torch
+
+        return torch.cat([decoder.decode_tensor(rows) for decoder, rows in parts])
 
     def cache(self, limit: int) -> None:
         """Keep in memory, up to `limit` bytes, what has been read and entropy-decoded; 0 keeps nothing.

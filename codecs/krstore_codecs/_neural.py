@@ -22,7 +22,16 @@ from krstore_codecs._decoder import DecoderSizes
 from krstore_codecs._normalise import Normaliser, grid_shape
 from krstore_codecs._weights import matrices, plain_state, unpack_weights
 
-__all__ = ["NORMALISER", "SIZES", "WEIGHTS", "NeuralDecoder", "read_sizes", "unpack_network"]
+__all__ = [
+    "DECODE_BATCH",
+    "NORMALISER",
+    "SIZES",
+    "WEIGHTS",
+    "NeuralDecoder",
+    "full_precision",
+    "read_sizes",
+    "unpack_network",
+]
 
 SIZES, NORMALISER, WEIGHTS = "network/sizes", "network/normaliser", "network/weights"
 DECODE_BATCH = 256
@@ -55,12 +64,12 @@ class NeuralDecoder(Decoder):
     def decode_tensor(self, rows: Ids) -> Tensor:
         """Return samples (len(rows), *shape) on the device."""
         pieces = np.split(rows, range(DECODE_BATCH, len(rows), DECODE_BATCH))
-        with torch.no_grad(), _full_precision(self.device):
+        with torch.no_grad(), full_precision(self.device):
             return torch.cat([self.normaliser.decode(self.grids(piece)) for piece in pieces])
 
 
 @contextlib.contextmanager
-def _full_precision(device: str) -> Iterator[None]:
+def full_precision(device: str) -> Iterator[None]:
     """Keep out what a training loop around may have switched on: autocast, and TF32 on CUDA.
 
     The latter's switches are the process's: one thread at a time.

@@ -18,6 +18,7 @@ affine map a channel gives what is decoded the source's variance (`krstore_codec
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -32,7 +33,7 @@ from krstore.source import Ids, Source
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
-from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder
+from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder, full_precision
 from krstore_codecs._normalise import Normaliser
 from krstore_codecs._restore import Restoration
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer, feed
@@ -264,8 +265,25 @@ class _TransformDecoder(NeuralDecoder):
         self._integers.cache(limit)
 
     def grids(self, rows: Ids) -> Tensor:
+        return self._left(self._synthesis.network(self._coefficients(rows)))
+
+    def decode_together(self, parts: Sequence[tuple[Decoder, Ids]]) -> Tensor:
+        """Return samples (n, *shape) of stores that have this one's synthesis, on the device."""
+        own = [(decoder, rows) for decoder, rows in parts if isinstance(decoder, _TransformDecoder)]
+        with torch.no_grad(), full_precision(self.device):
+            coefficients = torch.cat([decoder._coefficients(rows) for decoder, rows in own])
+            laid = torch.cat([self._synthesis.network(piece) for piece in torch.split(coefficients, DECODE_BATCH)])
+            pieces = torch.split(laid, [len(rows) for _, rows in own])
+            return torch.cat(
+                [one.normaliser.decode(one._left(piece)) for (one, _), piece in zip(own, pieces, strict=True)]
+            )
+
+    def _coefficients(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
-        laid = self._synthesis.network(integers.reshape(-1, *self._shape) * self._synthesis.step)
+        return integers.reshape(-1, *self._shape) * self._synthesis.step
+
+    def _left(self, laid: Tensor) -> Tensor:
+        """Return grids (n, C, H, W) in [0, 1] of what the synthesis has made."""
         grids = self._synthesis.layout.leave(laid) * self._unit
         return grids if self._restoration is None else self._restoration(grids)
 

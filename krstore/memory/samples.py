@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from krstore.errors import UsageError
+from krstore.memory.stored import shared_members
 from krstore.source import Array, Ids, SourceSpec
 from krstore.store.reader import Store
 
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["MemorySamples"]
-
-Part = TypeVar("Part")
 
 
 class MemorySamples:
@@ -57,6 +57,9 @@ class MemorySamples:
         )
         self.store_of: Ids = np.repeat(np.arange(len(stores)), [len(live) for live in rows])
         self.exact = all(store.exact for store in stores)
+        kin: dict[object, int] = {}  # stores of one network are decoded together, one after another
+        self._kin = [kin.setdefault(tuple(shared_members(s).values()) or n, n) for n, s in enumerate(stores)]
+        self._in_order = np.argsort(self._kin, kind="stable")
         first = stores[0].source
         shared = {
             key: value for key, value in first.attributes.items()
@@ -72,27 +75,31 @@ class MemorySamples:
 
     def read(self, ids: Ids) -> Array:
         """Return samples (len(ids), *shape) in the memory's dtype."""
-        parts, order = self._by_store(ids, lambda store, rows: store.decode(rows))
-        return np.concatenate(parts)[order]
+        parts, order = self._by_store(ids)
+        return np.concatenate([self._stores[number].decode(rows) for number, rows in parts])[order]
 
     def decode_tensor(self, ids: Ids) -> torch.Tensor:
         """Return samples (len(ids), *shape) on the device where they are decoded."""
         import torch
 
-        parts, order = self._by_store(ids, lambda store, rows: store.decode_tensor(rows))
-        return torch.cat(parts)[torch.from_numpy(order).to(parts[0].device)]
+        parts, order = self._by_store(ids)
+        decoded = []
+        for first, group in itertools.groupby(parts, key=lambda part: self._kin[part[0]]):
+            together = [(self._stores[number], rows) for number, rows in group]
+            decoded.append(self._stores[first].decode_together(together))
+        return torch.cat(decoded)[torch.from_numpy(order).to(decoded[0].device)]
 
     def cache(self, limit: int) -> None:
         """Keep up to `limit` bytes of what is read and entropy-decoded, each store by its share of the samples."""
         for number, store in enumerate(self._stores):
             store.cache(limit * int((self.store_of == number).sum()) // max(1, len(self)))
 
-    def _by_store(self, ids: Ids, decode: Callable[[Store, Ids], Part]) -> tuple[list[Part], Ids]:
-        """Decode each store's part of these samples; return the parts and where in them each sample is."""
+    def _by_store(self, ids: Ids) -> tuple[list[tuple[int, Ids]], Ids]:
+        """Return each store's rows of these samples, kin beside kin, and where in all these each sample is."""
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
             raise UsageError(f"samples {ids.min()} to {ids.max()} of a memory of {len(self)}")
         stores = self.store_of[ids]
-        order = np.argsort(stores, kind="stable")
-        used = np.unique(stores) if len(ids) else np.zeros(1, np.int64)
-        parts = [decode(self._stores[number], self._rows[ids[stores == number]]) for number in used]
-        return parts, np.argsort(order, kind="stable")
+        used = self._in_order[np.isin(self._in_order, stores)] if len(ids) else self._in_order[:1]
+        places = [np.flatnonzero(stores == number) for number in used]
+        parts = [(int(number), self._rows[ids[place]]) for number, place in zip(used, places, strict=True)]
+        return parts, np.argsort(np.concatenate(places), kind="stable")

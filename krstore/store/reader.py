@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -151,6 +152,19 @@ class Store(StoreFile[Header]):
         decoder = self.decoder
         with self._reading():
             return decoder.decode_tensor(rows)
+
+    def decode_together(self, parts: Sequence[tuple[Store, Ids]]) -> torch.Tensor:
+        """Decode rows of stores that have this one's network, one store's after another's, on the decoding device."""
+        for store, rows in parts:
+            store._check_rows(rows)
+        opened = [(store.decoder, rows) for store, rows in parts]
+        try:
+            with self._reading():
+                return self.decoder.decode_together(opened)
+        except CorruptStoreError:
+            import torch
+
+            return torch.cat([store.decode_tensor(rows) for store, rows in parts])  # names the store that is damaged
 
     def cache(self, limit: int) -> None:
         """Keep up to `limit` bytes of what is read and entropy-decoded, what is kept already included; 0 forgets it."""

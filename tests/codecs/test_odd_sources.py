@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import pytest
 
 import krstore
 from krstore.errors import ArchiveError
-from krstore.source import SourceSpec
 from krstore.testing import ArraySource, example_source
 
 LOSSY = ("krnet", "autoencoder", "pq", "transform")
 RNG = np.random.default_rng(0)
-
-
-class ChannelsLast(ArraySource):
-    """Images (N, H, W, C)."""
-
-    @property
-    def spec(self) -> SourceSpec:
-        return replace(super().spec, channel_axis=2)
 
 
 def grids(*shape: int, dtype: Any = np.float32) -> Any:
@@ -48,7 +38,7 @@ SOURCES = {
     "vectors of one": ArraySource(grids(200, 1), labels(200)),
     "tokens": ArraySource(grids(100, 5, 8), labels(100)),
     "videos": ArraySource(grids(60, 3, 2, 4, 5), labels(60)),
-    "images": ChannelsLast(RNG.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8), labels(12)),
+    "images": ArraySource(RNG.integers(0, 256, (12, 32, 32, 3)).astype(np.uint8), labels(12), channel_axis=2),
     "one position": ArraySource(grids(100, 16, 1, 1), labels(100)),
     "one row": ArraySource(grids(100, 8, 1, 7), labels(100)),
     "float64": ArraySource(grids(100, 6, 4, 4, dtype=np.float64), labels(100)),

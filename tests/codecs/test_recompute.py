@@ -89,13 +89,11 @@ def test_a_named_codec_stores_the_images(codec: str, folder: Path, tmp_path: Pat
 def changed(source: Source, **attributes: Any) -> Source:
     """Return the archive in memory with other attributes; `None` takes one away."""
 
-    class Changed(ArraySource):
-        @property
-        def spec(self) -> Any:
-            kept = {k: v for k, v in {**source.spec.attributes, **attributes}.items() if v is not None}
-            return replace(source.spec, samples=len(self.features), attributes=kept)
-
-    return Changed(source.read(np.arange(source.spec.samples)), source.labels)
+    kept = {name: value for name, value in {**source.spec.attributes, **attributes}.items() if value is not None}
+    return ArraySource(
+        source.read(np.arange(source.spec.samples)), source.labels, channel_axis=source.spec.channel_axis,
+        attributes=kept,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

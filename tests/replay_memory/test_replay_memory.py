@@ -68,6 +68,32 @@ def test_what_is_appended_is_there(memory: Memory, sharing: list[krstore.Store])
         own.verify()
 
 
+def test_stores_of_one_network_are_decoded_together(
+    memory: Memory, sharing: list[krstore.Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = krstore.encode(
+        example_source(40, SHAPE, seed=2), tmp_path / "c.krs", ratio=9, preset="linear", device="cpu"
+    )
+    memory.append(sharing[0], other, sharing[1])
+    ids = np.random.default_rng(0).permutation(540)[:200]
+    expected = memory.samples.read(ids)
+    asked, together = list[list[int]](), krstore.Store.decode_together
+
+    def watch(self: krstore.Store, parts: Any) -> torch.Tensor:
+        asked.append([len(store) for store, _ in parts])
+        return together(self, parts)
+
+    monkeypatch.setattr(krstore.Store, "decode_together", watch)
+    np.testing.assert_allclose(memory.samples.decode_tensor(ids).numpy(), expected, atol=1e-5)
+    assert asked == [[300, 200], [40]]
+    damaged = memory.path / "stores" / f"{memory.manifest.stores[2].sha256}.krs"
+    data = bytearray(damaged.read_bytes())
+    data[data.find(b"latent/coefficients") + 60] ^= 255
+    damaged.write_bytes(data)
+    with pytest.raises(CorruptStoreError, match=damaged.name):
+        Memory(memory.path, device="cpu").samples.decode_tensor(np.arange(540))
+
+
 def test_a_shared_decoder_is_kept_and_counted_once(memory: Memory, sharing: list[krstore.Store]) -> None:
     memory.append(*sharing)
     assert len(list((memory.path / "networks").iterdir())) == 1
