@@ -67,7 +67,7 @@ def published(name: str) -> Any:
 
 def test_replay(tmp_path: Path) -> None:
     document = tiny("replay", tmp_path)
-    assert [row["name"] for row in document["rows"]] == ["raw", "pq"]
+    assert [row["name"] for row in document["rows"]] == ["raw", "pq", "transform, 11 stores"]
     assert document["trained"] > 0
     assert all(min(row["cached"], row["uncached"]) > 0 for row in document["rows"])
 

@@ -149,8 +149,9 @@ def test_every_byte_flipped(small: Path, tmp_path: Path) -> None:
         damaged = bytearray(data)
         damaged[at] ^= rng.randrange(1, 256)
         survived += survives(tmp_path / "x.krs", bytes(damaged), truth)
-    # version made by, version needed, attributes: 10 bytes of a directory entry and 2 of a local header
-    assert survived <= 12 * len(Good(small).entries())
+    # version made by, version needed, attributes: 10 bytes of a directory entry and 2 of a local header; and what fills
+    # the last byte of the deflated header
+    assert survived <= 12 * len(Good(small).entries()) + 1
 
 
 def test_every_bit_flipped_in_header_and_directory(small: Path, tmp_path: Path) -> None:

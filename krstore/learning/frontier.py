@@ -109,7 +109,8 @@ def frontier(
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
-            if not (place / UNREACHABLE).exists() or read_result(place).config != config:
+            told = (place / UNREACHABLE).exists() and (place / RESULT).exists()
+            if not told or read_result(place).config != config:
                 try:
                     learn(config, place, dataset=opened[config.data, config.test, config.resize], progress=progress)
                 except TargetUnreachableError as error:
@@ -165,7 +166,7 @@ def _rows(target: Path) -> Rows:
             continue
         row: dict[str, Any] = {"name": name, "budget": int(budget), "seed": int(seed)}
         if (place / UNREACHABLE).exists():
-            rows.append(row | {"unreachable": (place / UNREACHABLE).read_text()})
+            rows.append(row | {"unreachable": (place / UNREACHABLE).read_text(errors="replace")})
             continue
         if not (place / RESULT).exists() or not (result := read_result(place)).finished:
             continue

@@ -136,8 +136,6 @@ class _Run:
                 self._memory, self.folder / MEMORY, self.scenario, seed=config.seed, device=self.device,
                 progress=self.progress,
             )  # fmt: skip
-            self.recall.check(len(self.result.steps))
-            self._share_budget()
         elif (
             self.learner.rehearsal is Rehearsal.OPTIONAL
             and config.budget is not None
@@ -148,7 +146,10 @@ class _Run:
             self.progress.note(f"{config.method} has no memory; what the options say of one is left aside")
         if not self.result.steps:
             save_result(self.folder, self.result)
-        elif not self.result.finished:
+        if self.recall is not None:
+            self.recall.check(len(self.result.steps))
+            self._share_budget()
+        if self.result.steps and not self.result.finished:
             self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
             if self.config.transfer and len(self.result.steps) > 1:
                 self.network.transfer()

@@ -50,7 +50,7 @@ class Trainer:
             blocks: watch the training.
 
         Raises:
-            UsageError: the loss is no longer finite.
+            UsageError: the loss or the weights are no longer finite.
         """
         for module in frozen:
             module.requires_grad_(False)
@@ -87,6 +87,8 @@ class Trainer:
                 if blocks is not None:
                     blocks.after_epoch()
         learner.network.eval()
+        if not all(parameter.isfinite().all() for parameter in learner.network.parameters()):
+            raise UsageError(f"{label}: weights are no longer finite; lower the learning rate")
 
     def _terms(self, losses: Callable[[Batch], dict[str, Tensor]], batch: Batch) -> dict[str, Tensor]:
         with self._arithmetic():
