@@ -14,6 +14,7 @@ __all__ = ["ORDERS", "class_order"]
 SEED = 1993
 OWN = "seed"
 IMAGES = 500  # of a class of CIFAR-100
+DIGITS = 18  # of a seed
 
 
 def _lucir(classes: int) -> Ids:
@@ -49,8 +50,10 @@ def class_order(name: str, classes: int, seed: int = 0) -> Ids:
     """
     if name == OWN:
         name = str(seed)
-    if name.isdecimal():
+    if name.isdecimal() and len(name) <= DIGITS:
         return np.random.default_rng(int(name)).permutation(classes)
     if name not in ORDERS:
-        raise UnknownNameError("class order", name, [*ORDERS, OWN], hint="A number is the seed of a random one.")
+        raise UnknownNameError(
+            "class order", name, [*ORDERS, OWN], hint=f"A number of up to {DIGITS} digits is the seed of a random one."
+        )
     return np.asarray(ORDERS[name](classes), np.int64)

@@ -43,3 +43,12 @@ def test_deviations_are_said_as_stdout_can(
         monkeypatch.setattr(sys, "stdout", stdout)
         said = percent(0.5, 0.125), percent(0.5, None)
     assert said == (f"50.00 {sign} 12.50", "50.00")
+
+
+def test_all_seeds_are_checked_before_the_first_is_run(cli: Any, archive: Path, tmp_path: Path) -> None:
+    given = ["--data", archive, "--test", archive, "-o", tmp_path / "runs"]
+    said = cli("learn", "finetune", *FEW.split(), *given, "--seed", str(2**31 - 1), "--seeds", "2")
+    assert "seed: Expected `int` <= 2147483647" in said.line
+    assert not (tmp_path / "runs").exists()
+    said = cli("learn", "finetune", *FEW.split(), *given, "--order", "9" * 5000)
+    assert "A number of up to 18 digits is the seed of a random one." in said.line

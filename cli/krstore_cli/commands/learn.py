@@ -107,12 +107,13 @@ def learn(
         "options.pruning": False if no_pruning else None, "seed": seed, **parse_settings(settings or []),
     }  # fmt: skip
     first = build_run_config(method, given, preset=preset, file=config)
+    others = range(first.seed + 1, first.seed + seeds)
+    configs = [build_run_config(method, {**given, "seed": number}, preset=preset, file=config) for number in others]
     results = []
-    for number in range(first.seed, first.seed + seeds):
-        place = folder if seeds == 1 else folder / f"seed{number}"
-        built = build_run_config(method, {**given, "seed": number}, preset=preset, file=config)
+    for built in (first, *configs):
+        place = folder if seeds == 1 else folder / f"seed{built.seed}"
         if seeds > 1:
-            out.status(f"seed {number}: {place}")
+            out.status(f"seed {built.seed}: {place}")
         results.append(run(built, place, progress=out.progress()))
     facts = [_facts(result) for result in results]
     out.result(facts[0] if seeds == 1 else facts, _table(results), _summary(facts))
