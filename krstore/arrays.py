@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from krstore.dtypes import dtype_name
+from krstore.archives._common import json_attributes
+from krstore.dtypes import dtype_name, numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.source import Array, Ids, SourceSpec, default_channel_axis
 
@@ -40,14 +41,17 @@ class ArraySource:
         channel_axis: int | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        self.features = _array(features)
-        if not self.features.ndim:
+        given = _array(features)
+        dtype = dtype_name(given.dtype)
+        self.features = np.asarray(given, numpy_dtype(dtype))
+        if not given.ndim:
             raise ArchiveError("features are a single number; expected samples (N, *shape)")
-        shape = self.features.shape[1:]
+        shape = given.shape[1:]
+        if channel_axis is not None and not 0 <= channel_axis < len(shape):
+            raise ArchiveError(f"channel_axis={channel_axis}: a sample of shape {shape} has axes 0 to {len(shape) - 1}")
         self.spec = SourceSpec(
-            samples=len(self.features), shape=shape, dtype=dtype_name(self.features.dtype),
+            samples=len(given), shape=shape, dtype=dtype, attributes=json_attributes(attributes or {}),
             channel_axis=default_channel_axis(len(shape)) if channel_axis is None else channel_axis,
-            attributes=dict(attributes or {}),
         )  # fmt: skip
         self.labels, self.task = self._column("labels", labels), self._column("task", task)
 
@@ -66,6 +70,8 @@ class ArraySource:
             raise ArchiveError(
                 f"{name} have shape {column.shape} and type {column.dtype}; expected ({samples},) integers"
             )
+        if samples and column.max() > np.iinfo(np.int64).max:
+            raise ArchiveError(f"{name} hold {column.max()}, above the 64-bit signed range")
         return column.astype(np.int64)
 
 

@@ -89,6 +89,8 @@ def extract(
     path = Path(images) if isinstance(images, str | Path) else None
     check_target(output, force=force, inputs=(path, weights, labels_key))
     device = resolve_device(device)
+    if not isinstance(model, str) and (weights is not None or model_args):
+        raise UsageError("weights and model_args are of a model by name; a network has its own")
     if isinstance(images, str | Path):
         source = open_images(
             images, images_key=images_key, labels_key=labels_key, resize=resize, crop=crop, trust=trust
@@ -101,6 +103,7 @@ def extract(
     network = load_module(model, weights, model_args) if isinstance(model, str) else model
     outputs = LayerOutputs(network.to(device), layer)
     named = {
+        **source.spec.attributes,
         "model": model if isinstance(model, str) else f"{type(model).__module__}:{type(model).__qualname__}",
         "model_args": dict(model_args) if model_args else None,
         "layer": layer,
@@ -110,7 +113,6 @@ def extract(
         "resize": resize,
         "crop": crop,
         "krstore_version": version("krstore"),
-        **source.spec.attributes,
     }
     attributes = {name: value for name, value in named.items() if value is not None}
     identity = {

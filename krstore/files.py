@@ -16,6 +16,8 @@ from krstore.errors import OutputError, UsageError
 
 __all__ = ["atomic_path", "atomic_write", "check_target", "encodable", "locked", "sole_writer"]
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
 
 def encodable(text: str) -> str:
     """Return text that UTF-8 can hold: in names of files, bytes that are not UTF-8 become ``\\udce9`` and the like."""
@@ -110,17 +112,19 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another holds it, and it is not to be waited for.
-        OutputError: the file cannot be opened or locked.
+        OutputError: the file cannot be opened or locked. Where the file system has no locks, none is held, unless it
+            was to be waited for.
     """
     from filelock import FileLock, Timeout  # a process that writes nothing starts without
 
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire(poll_interval=0.01)
     except Timeout:
         raise BlockingIOError(errno.EWOULDBLOCK, f"another holds {path}") from None
     except OSError as error:
-        raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
+        if wait or error.errno not in NO_LOCKS:
+            raise OutputError(f"cannot lock {path}: {error.strerror or error}") from error
     try:
         yield
     finally:

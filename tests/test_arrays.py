@@ -34,6 +34,7 @@ def test_tensors_and_arrays_become_stores(tmp_path: Path, dtype: torch.dtype) ->
         ((np.zeros((3, 2)), [1, 2]), r"labels have shape \(2,\) and type int64; expected \(3,\) integers"),
         ((np.zeros((3, 2)), [1.0, 2.0, 3.0]), r"labels have shape \(3,\) and type float64; expected \(3,\) integers"),
         ((np.zeros((3, 2), int),), "element type 'int64', expected one of float16"),
+        ((np.zeros((2, 3)), np.array([1, 2**63], np.uint64)), "labels hold 9223372036854775808, above the 64-bit"),
         ((1.0,), r"a single number; expected samples \(N, \*shape\)"),
     ],
 )
@@ -45,3 +46,13 @@ def test_arrays_that_are_no_samples(arguments: tuple[Any, ...], message: str) ->
 def test_what_is_no_source_is_told_how_to_become_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a Tensor is no source; krstore\.ArraySource\(features, labels\) makes one"):
         krstore.encode(torch.zeros(3, 2), tmp_path / "x.krs", "raw")  # type: ignore[arg-type]
+
+
+def test_arrays_of_another_byte_order(tmp_path: Path) -> None:
+    store = krstore.encode(krstore.ArraySource(np.array([1, 2, 3], ">f4")), tmp_path / "x.krs", "raw")
+    np.testing.assert_array_equal(store.read([0, 1, 2]), np.array([1, 2, 3], np.float32))
+
+
+def test_a_channel_axis_is_one_of_the_samples() -> None:
+    with pytest.raises(ArchiveError, match=r"channel_axis=7: a sample of shape \(3, 4\) has axes 0 to 1"):
+        krstore.ArraySource(np.zeros((2, 3, 4)), channel_axis=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import pickle
 import threading
@@ -330,18 +331,34 @@ def test_features_may_be_transformed() -> None:
     np.testing.assert_array_equal(x[replayed][:, 0], -y[replayed])
 
 
-@pytest.mark.parametrize("options", [{"classes": [1, 2]}, {"seed": 7}, {"balance": "classes"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"classes": [1, 2]}, {"classes": [2, 3]}, {"seed": 7}, {"balance": "classes"}, {"rank": 0, "world_size": 2}],
+)
 def test_a_state_is_of_one_order(options: dict[str, Any]) -> None:
-    state = krstore.Replay(Memoryless(), **options).state_dict()
-    with pytest.raises(UsageError, match="the state is of a replay of"):
-        krstore.Replay(Memoryless()).load_state_dict(state)
+    state = json.loads(json.dumps(krstore.Replay(Memoryless(), **options).state_dict()))
+    krstore.Replay(Memoryless(), **options).load_state_dict(state)
+    for others in ({}, {"classes": [1, 7]}):
+        with pytest.raises(UsageError, match="the state is of a replay of"):
+            krstore.Replay(Memoryless(), **others).load_state_dict(state)
+
+
+@pytest.mark.parametrize("how", ["mix", "take"])
+def test_a_place_that_was_loaded_is_left_behind(how: str) -> None:
+    """Then iterating begins the next epoch, as it does without a checkpoint."""
+    new = [(torch.zeros(2, 4), torch.full((2,), 77))]
+    whole, first, rest = (krstore.Replay(Memoryless(), batch_size=2) for _ in range(3))
+    whole.take(3)
+    first.take(3)
+    rest.load_state_dict(first.state_dict())
+    for replay in (whole, rest):
+        list(replay.mix(new)) if how == "mix" else replay.take(2)
+    assert [y.tolist() for _, y in rest] == [y.tolist() for _, y in whole]
 
 
 def test_a_place_beyond_an_epoch_is_in_the_next() -> None:
-    """As where an epoch has become shorter, by more processes that share it."""
-    alone, shared = krstore.Replay(Memoryless()), krstore.Replay(Memoryless(), rank=1, world_size=3)
-    alone.take(8)
-    shared.load_state_dict(alone.state_dict())
+    shared = krstore.Replay(Memoryless(), rank=1, world_size=3)
+    shared.load_state_dict({"epoch": 0, "offset": 8})
     expected = krstore.Replay(Memoryless(), rank=1, world_size=3)
     expected.take(3)
     assert shared.take(4)[1].tolist() == expected.take(4)[1].tolist()

@@ -150,7 +150,7 @@ def block(title: str, pairs: Iterable[tuple[str, str]]) -> RenderableType:
 
 def percent(value: float, spread: float | None) -> str:
     """Return a share and its standard deviation, if there is one, in percent; ± where stdout can say it."""
-    sign = "±" if (sys.stdout.encoding or "").lower().startswith("utf") else "+-"
+    sign = "±" if (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf") else "+-"
     return f"{100 * value:.2f}" + ("" if spread is None else f" {sign} {100 * spread:.2f}")
 
 

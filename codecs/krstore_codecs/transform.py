@@ -18,9 +18,9 @@ affine map a channel gives what is decoded the source's variance (`krstore_codec
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -269,14 +269,13 @@ class _TransformDecoder(NeuralDecoder):
 
     def decode_together(self, parts: Sequence[tuple[Decoder, Ids]]) -> Tensor:
         """Return samples (n, *shape) of stores that have this one's synthesis, on the device."""
-        own = [(decoder, rows) for decoder, rows in parts if isinstance(decoder, _TransformDecoder)]
+        decoded = list[Tensor]()
         with torch.no_grad(), full_precision(self.device):
-            coefficients = torch.cat([decoder._coefficients(rows) for decoder, rows in own])
-            laid = torch.cat([self._synthesis.network(piece) for piece in torch.split(coefficients, DECODE_BATCH)])
-            pieces = torch.split(laid, [len(rows) for _, rows in own])
-            return torch.cat(
-                [one.normaliser.decode(one._left(piece)) for (one, _), piece in zip(own, pieces, strict=True)]
-            )
+            for batch in _batches(cast("Sequence[tuple[_TransformDecoder, Ids]]", parts)):
+                laid = self._synthesis.network(torch.cat([decoder._coefficients(rows) for decoder, rows in batch]))
+                pieces = torch.split(laid, [len(rows) for _, rows in batch])
+                decoded += [one.normaliser.decode(one._left(own)) for (one, _), own in zip(batch, pieces, strict=True)]
+        return torch.cat(decoded) if decoded else self.decode_tensor(np.empty(0, np.int64))
 
     def _coefficients(self, rows: Ids) -> Tensor:
         integers = torch.from_numpy(self._integers.read(rows)).to(self.device)
@@ -286,6 +285,23 @@ class _TransformDecoder(NeuralDecoder):
         """Return grids (n, C, H, W) in [0, 1] of what the synthesis has made."""
         grids = self._synthesis.layout.leave(laid) * self._unit
         return grids if self._restoration is None else self._restoration(grids)
+
+
+def _batches(
+    parts: Sequence[tuple[_TransformDecoder, Ids]],
+) -> Iterator[list[tuple[_TransformDecoder, Ids]]]:
+    """Yield the rows of all parts in batches of `DECODE_BATCH`."""
+    batch: list[tuple[_TransformDecoder, Ids]] = []
+    for decoder, rows in parts:
+        while len(rows):
+            room = DECODE_BATCH - sum(len(own) for _, own in batch)
+            batch.append((decoder, rows[:room]))
+            rows = rows[room:]
+            if sum(len(own) for _, own in batch) == DECODE_BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def _check_range(normaliser: Normaliser, context: FitContext) -> None:

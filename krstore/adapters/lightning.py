@@ -88,11 +88,9 @@ class ReplayDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on at a place in the replay, and in the new task's, whose next epoch it is where one is through."""
         self._replay.load_state_dict(state_dict)
-        if isinstance(self._new, Replay):
-            new = dict(state_dict["new"])
-            if new["offset"] >= min(len(self._new.order), self._new.batches * self._new.batch_size):
-                new |= {"epoch": new["epoch"] + 1, "offset": 0}
-            self._new.load_state_dict(new)
+        if isinstance(self._new, Replay) and "new" in state_dict:
+            self._new.load_state_dict(state_dict["new"])
+            self._new.skip_ended()
 
 
 def shared(loader: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:

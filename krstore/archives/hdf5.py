@@ -64,7 +64,7 @@ def open_hdf5(path: Path, features_key: str | None, labels_key: str | None, *, t
         attributes = attributes_of(file) | attributes_of(dataset)
         spec = make_spec(path, dataset.shape or (), dataset.dtype, key, label_key, attributes)
         if not trust:  # which lets the samples be in other files
-            check_claim(path, key, spec.samples)
+            check_claim(path, key, spec.samples * spec.elements)
         dtype = numpy_dtype(spec.dtype)
 
         def column(name: str) -> Ids:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from krstore.learning.config import RunConfig
+from krstore.learning.config import RunConfig, as_text, dotted
 
 if TYPE_CHECKING:
     from krstore.learning.groups import Group
@@ -24,8 +24,8 @@ FEW = 20  # classes that are named one by one
 
 def settings(config: RunConfig) -> dict[str, str]:
     """Return a run's options by dotted name, as ``--set`` takes them, but for seed, device and precision."""
-    flat = _flat(msgspec.to_builtins(config))
-    return {name: value for name, value in flat.items() if name not in CIRCUMSTANCES}
+    flat = dotted(msgspec.to_builtins(config))
+    return {name: as_text(value) for name, value in flat.items() if name not in CIRCUMSTANCES}
 
 
 def described(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -83,11 +83,3 @@ def _stated(config: RunConfig) -> dict[str, str]:
         name: value for name, value in own.items()
         if name not in unused and (name in ALWAYS_SAID or name.startswith(TRAININGS) or default.get(name) != value)
     }  # fmt: skip
-
-
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Return what tables say by dotted name; numbers as they are written, whether given as such or as text."""
-    if isinstance(value, Mapping):
-        inner = [_flat(own, f"{name}.{key}" if name else key) for key, own in value.items()]
-        return {key: text for own in inner for key, text in own.items()}
-    return {name: value if isinstance(value, str) else msgspec.json.encode(value).decode()}

@@ -109,7 +109,7 @@ class _Run:
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
         self.learner.mirrored = config.flip
-        self._memory = agreed_memory(config, self.learner)
+        memory = agreed_memory(config, self.learner)
         if self.learner.own_classifier:
             self.network.forget_classifier()
         self.given = self.network.classes
@@ -123,6 +123,10 @@ class _Run:
         self.alone: Alone | None = None
         self._began = 0.0
         self.recall: Recall | None = None
+        if memory is not None:
+            self.recall = Recall(
+                memory, folder / MEMORY, self.scenario, seed=config.seed, device=self.device, progress=progress
+            )
 
     def begin(self) -> None:
         """Make the memory, and take up what the folder has of the run."""
@@ -131,11 +135,8 @@ class _Run:
             self.folder, config, self.scenario, self.dataset.fingerprint(), tuple(self._example.shape[1:]),
             self.progress,
         )  # fmt: skip
-        if self._memory is not None:
-            self.recall = Recall(
-                self._memory, self.folder / MEMORY, self.scenario, seed=config.seed, device=self.device,
-                progress=self.progress,
-            )  # fmt: skip
+        if self.recall is not None:
+            self.recall.open()
         elif (
             self.learner.rehearsal is Rehearsal.OPTIONAL
             and config.budget is not None
@@ -229,7 +230,7 @@ class _Run:
         learner.begin_step(task)
         learner.imprint(task, self.feed.some(new))
         if self._state("trained", task.number).exists():
-            self._began -= self._load(self._state("trained", task.number))["time"]["seconds"].item()
+            self._began -= float(self._load(self._state("trained", task.number))["time"].get("seconds", 0))
         elif not (first and self.given == task.stop):
             self._learn_from(task, new)
             self._save("trained", task.number)
@@ -334,9 +335,9 @@ class _Run:
             self.network.load_state_dict(parts["network"])
             if self.front is not None:
                 self.front.load_state_dict(parts["front"])
-            self.learner.load_state(parts["learner"])
         except (RuntimeError, KeyError) as error:
             raise CorruptStoreError(f"{path} is not of this run's network: {error}") from error
+        self.learner.load_state(parts["learner"])
         return parts
 
     def _state(self, kind: str, number: int) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from krstore.errors import UsageError
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.learning.front import cut
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import frozen
@@ -34,7 +34,7 @@ def load_network(folder: str | Path, device: str = "cpu") -> nn.Module:
 
     Raises:
         UsageError: the folder is of no run, or has no finished step, or the network cannot be built again.
-        CorruptStoreError: the run's results are malformed.
+        CorruptStoreError: the run's results are malformed, or its network is another.
     """
     folder, device = Path(folder), resolve_device(device)
     result = read_result(folder)
@@ -60,5 +60,5 @@ def load_network(folder: str | Path, device: str = "cpu") -> nn.Module:
         if front is not None:
             front.load_state_dict(parts["front"])
     except (KeyError, RuntimeError) as error:
-        raise UsageError(f"{path} does not fit the network of {config.model}: {error}") from error
+        raise CorruptStoreError(f"{path} is not of the network of {config.model}: {error}") from error
     return frozen(network if front is None else nn.Sequential(front, network))

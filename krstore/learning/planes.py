@@ -16,7 +16,7 @@ from krstore.learning.groups import Group
 from krstore.learning.harness import MEMORY, scenario_of
 from krstore.learning.network import build_network
 from krstore.learning.results import RunResult
-from krstore.learning.state import load_state
+from krstore.learning.state import load_state, state_path
 from krstore.memory import Memory
 from krstore.pictures import Points, in_a_plane
 from krstore.source import Source
@@ -80,8 +80,8 @@ def _encoded(run: RunResult, folder: Path) -> Source:
     scenario = scenario_of(config, dataset)
     if config.features and config.frozen_until is not None:
         feed = Feed.of(config, dataset, scenario, "cpu")
-        network = build_network(config.model, config.weights, feed.example(dataset), config.model_args)
+        network = build_network(config.model, None, feed.example(dataset), config.model_args)
         front = cut(network, config.frozen_until)
-        front.load_state_dict(load_state(folder / f"step{len(run.steps)}.safetensors", "cpu")["front"])
+        front.load_state_dict(load_state(state_path(folder, "step", len(run.steps)))["front"])
         scenario = scenario_of(config, seen_through(dataset, front, feed.prepare, "cpu"))
     return scenario.train_until(len(scenario.tasks) - 1)

@@ -47,7 +47,7 @@ class Recall:
         seed, device, progress: see `krstore.encode`.
 
     Attributes:
-        memory: the memory.
+        memory: the memory, from `open` on.
         scenario: whose tasks these are.
         budget: bytes of the memory when all classes have come; what the next tasks are taken in by.
         through_codec: whether new samples are learnt from as the codec gives them back.
@@ -58,6 +58,8 @@ class Recall:
     Raises:
         ConfigError: contradictory options.
     """
+
+    memory: Memory
 
     def __init__(
         self, config: MemoryConfig, folder: Path, scenario: Scenario, *, seed: int, device: str, progress: Progress
@@ -94,9 +96,16 @@ class Recall:
         self.through_codec = lossy if config.through_codec is None else config.through_codec and lossy
         self.unlike = lossy and not self.through_codec
         self.takes_first = self.through_codec and self._selection is None
-        self._folder = folder.parent
+        self._path, self._folder = folder, folder.parent
         self._quota(scenario.classes)
-        self.memory = Memory.ensure(folder, device=device)
+
+    def open(self) -> None:
+        """Open the memory, made first where there is none.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        self.memory = Memory.ensure(self._path, device=self._device)
 
     def check(self, steps: int) -> None:
         """Make sure that the memory has the tasks of the steps that are finished.
@@ -162,6 +171,8 @@ class Recall:
                         **target,
                     )  # fmt: skip
                 except TargetUnreachableError as error:
+                    if not target:
+                        raise
                     size, said = target["max_bytes"], "budget" if self._config.ratio is None else "ratio"
                     raise TargetUnreachableError(
                         f"task {number}: of the memory's {said}, {size:,} bytes are for its {samples.spec.samples:,} "

@@ -167,7 +167,9 @@ def read_result(folder: str | Path) -> RunResult:
         return msgspec.json.decode(path.read_bytes(), type=RunResult)
     except FileNotFoundError:
         raise UsageError(f"{folder} is no run: it has no {RESULT}") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptStoreError(f"{path}: the results are malformed: {error}") from error
 
 
@@ -188,8 +190,9 @@ def load_result(
     versions = {name: version(name) for name in ("krstore", "torch", "numpy")}
     if (folder / RESULT).exists():
         found = read_result(folder)
-        if _elsewhere(found.config) != _elsewhere(config):
-            raise UsageError(f"{folder} is of another run ({_difference(found.config, config)}); {CURE}")
+        there, here = _elsewhere(found.config), _elsewhere(config)
+        if there != here:
+            raise UsageError(f"{folder} is of another run ({_difference(there, here)}); {CURE}")
         if found.data not in ("", data):
             raise UsageError(f"{folder} is of other data than {config.data} has now; {CURE}")
         if len(found.steps) > len(scenario.tasks):

@@ -16,7 +16,7 @@ from krstore.store.writer import encode
 if TYPE_CHECKING:
     from krstore.memory.collection import Collection
 
-__all__ = ["bytes_beside", "encode_beside"]
+__all__ = ["encode_beside", "target_beside"]
 
 
 def encode_beside(
@@ -46,28 +46,39 @@ def encode_beside(
     Raises:
         as `krstore.encode`.
     """
-    options |= {"preset": preset, "progress": progress, "max_mse": max_mse}
+    options |= {"preset": preset, "progress": progress}
+    target: dict[str, Any] = {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse}
     if decoder is not None and decoder.codec == codec and get_sample_codec(codec).shares_decoder:
-        if all(asked is None for asked in (ratio, max_bytes, max_mse, preset)):
-            ratio = DEFAULT_RATIO
-        limit = bytes_beside(memory, decoder, source, ratio, max_bytes)
+        beside = target_beside(memory, decoder, source, preset=preset, **target)
         try:
-            return encode(source, output, codec, decoder=decoder, max_bytes=limit, **options)
+            return encode(source, output, codec, decoder=decoder, **beside, **options)
         except DecoderMismatchError as error:
             progress.note(f"{error}; these samples get a decoder of their own")
-    return encode(source, output, codec, ratio=ratio, max_bytes=max_bytes, **options)
+    return encode(source, output, codec, **target, **options)
 
 
-def bytes_beside(
-    memory: Collection, decoder: Store, source: Source, ratio: float | None, max_bytes: int | None
-) -> int | None:
-    """Return how large the file of samples may be with a decoder in it that the memory may have already.
+def target_beside(
+    memory: Collection,
+    decoder: Store,
+    source: Source,
+    *,
+    ratio: float | None = None,
+    max_bytes: int | None = None,
+    max_mse: float | None = None,
+    preset: str | None = None,
+) -> dict[str, Any]:
+    """Return the target of a file of samples with a decoder in it that the memory may have already.
 
     Args:
-        ratio, max_bytes: of the file without what the memory has; none of them: as large as it gets.
+        ratio, max_bytes, max_mse, preset: what `krstore.encode` is asked for, of what the memory does not have.
+
+    Raises:
+        UsageError: more than one target, or one that is not positive.
     """
-    target = make_target(source.spec.bytes, ratio, max_bytes, None)
+    if all(asked is None for asked in (ratio, max_bytes, max_mse, preset)):
+        ratio = DEFAULT_RATIO
+    target = make_target(source.spec.bytes, ratio, max_bytes, max_mse)
     if target is None or target.max_bytes is None:
-        return None
+        return {"max_mse": max_mse}
     held = [part.bytes for part in decoder.header.members.values() if part.sha256 in memory.manifest.networks]
-    return target.max_bytes + sum(held)
+    return {"max_bytes": target.max_bytes + sum(held)}

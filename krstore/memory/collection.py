@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import msgspec
 
-from krstore.errors import CorruptStoreError, KrstoreError, UsageError
+from krstore.errors import CorruptStoreError, KrstoreError, OutputError, UsageError
 from krstore.memory.folder import Folder
 from krstore.memory.manifest import Entry, Manifest, read_manifest, write_manifest
 from krstore.memory.samples import MemorySamples
@@ -49,7 +49,14 @@ class Collection:
         Raises:
             OutputError: as `create`.
         """
-        return cls(path, device=device) if Folder(Path(path)).made else cls.create(path, device=device)
+        folder = Folder(Path(path))
+        try:
+            if not folder.made:
+                folder.create()
+        except OutputError:
+            if not folder.made:  # by another process, meanwhile
+                raise
+        return cls(path, device=device)
 
     def __len__(self) -> int:
         return sum(entry.samples for entry in self.manifest.stores)

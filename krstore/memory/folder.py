@@ -167,7 +167,6 @@ class Folder:
 
 def _classes(store: Store) -> dict[int, int]:
     """Return how many samples of each class a store has, by label."""
-    assert store.labels is not None
     return {label: len(ids) for label, ids in class_indices(store.labels).items()}
 
 

@@ -14,8 +14,7 @@ import torch
 from krstore.archives import open_archive
 from krstore.distributed import barrier, broadcast, processes
 from krstore.errors import UsageError
-from krstore.memory.beside import bytes_beside
-from krstore.memory.stored import shared_members
+from krstore.memory.beside import target_beside
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
@@ -74,22 +73,21 @@ def extend(
     shared = None if decoder is None else _identity(Path(decoder))
     seen_by = None if task_model is None else weights_hash(task_model)
     opened = None if decoder is None else Store(decoder)
-    counted = [] if opened is None else sorted(memory.manifest.networks & set(shared_members(opened).values()))
-    identity = msgspec.json.encode(
-        [told, codec, shards, ratio, max_mse, preset, settings, shared, counted, seen_by, seed]
-    )
-    with memory.folder.working(f"encode-{hashlib.sha256(identity).hexdigest()[:16]}", rank=rank) as folder:
+    identity = msgspec.json.encode([told, codec, shards, ratio, max_mse, preset, settings, shared, seen_by, seed])
+    name = f"encode-{hashlib.sha256(identity).hexdigest()[:16]}"
+    memory.reload()
+    with memory.folder.working(name, rank=rank if world > 1 else None) as folder:
         parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
         for number, part in parts[rank::world]:
             output = folder / f"{number}-{part}.krs"
             if not output.exists():
                 source = _part(open_archive(paths[number], trust=trust), paths[number], part, shards)
-                target: dict[str, Any] = {"ratio": ratio}
+                target: dict[str, Any] = {"ratio": ratio, "max_mse": max_mse}
                 if opened is not None:
-                    target = {"max_bytes": bytes_beside(memory, opened, source, ratio, None)}
+                    target = target_beside(memory, opened, source, preset=preset, **target)
                 encode(
                     source, output, codec, preset=preset, settings=settings, decoder=opened, seed=seed, resume="auto",
-                    device=memory.device, task_model=task_model, progress=progress, max_mse=max_mse, **target,
+                    device=memory.device, task_model=task_model, progress=progress, **target,
                 )  # fmt: skip
         barrier()
         added: list[Entry] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,7 +109,12 @@ class Replay(Dataset[Batch]):
 
     Raises:
         UsageError: there are no labels, a class is not there, or an argument is out of range.
+
+    Attributes:
+        sampled: whether a `ReplaySampler` says which batches a `DataLoader` fetches.
     """
+
+    sampled = False
 
     def __init__(
         self,
@@ -154,8 +160,11 @@ class Replay(Dataset[Batch]):
         )  # fmt: skip
         self._drawn: tuple[Order, int, Ids] | None = None
         self._place, self._loaded = _Place(0, 0), False
-        self._told = {"samples": len(self._rows), "seed": seed, "balance": balance, "shuffle": shuffle}
-        self._sampled = False
+        self._told = {
+            "samples": len(self._rows),
+            "crc32": zlib.crc32(samples.labels[self._rows].tobytes(), zlib.crc32(self._rows.tobytes())),
+            "seed": seed, "balance": balance, "shuffle": shuffle,
+        }  # fmt: skip
         self._cache_bytes = cache_bytes
         self._cache()
 
@@ -207,7 +216,7 @@ class Replay(Dataset[Batch]):
     def take(self, count: int) -> Batch:
         """Return the next `count` samples, of this epoch and, when it is through, of those that follow."""
         pieces, (epoch, offset, _) = [np.empty(0, np.int64)], self._place
-        self._place = self._behind(self._place, count)
+        self._place, self._loaded = self._behind(self._place, count), False
         while count > 0:
             pieces.append(self._epochs_order(epoch)[offset : offset + count])
             count -= len(pieces[-1])
@@ -233,7 +242,6 @@ class Replay(Dataset[Batch]):
 
     def sampler(self) -> ReplaySampler:
         """Return the batches of iterating, for the workers of a `DataLoader` to decode; see `ReplaySampler`."""
-        self._sampled = True
         return ReplaySampler(self)
 
     def read(self, indices: Sequence[int] | Ids) -> Batch:
@@ -252,7 +260,7 @@ class Replay(Dataset[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count."""
-        return self._place._asdict() | self._told
+        return self._place._asdict() | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a replay of the same samples and arguments was, in the middle of an epoch too.
@@ -260,11 +268,16 @@ class Replay(Dataset[Batch]):
         Raises:
             UsageError: it was of other samples, or in another order.
         """
-        for name, value in self._told.items():
+        for name, value in self._identity().items():
             if state.get(name, value) != value:
                 raise UsageError(f"the state is of a replay of {name}={state[name]}; this one has {name}={value}")
         place = _Place(int(state["epoch"]), int(state["offset"]), float(state.get("owed", 0)))
         self._place, self._loaded = place, True
+
+    def skip_ended(self) -> None:
+        """Go on with the next epoch where nothing is left of this one; iterating would have no batch otherwise."""
+        if self._place.offset >= min(len(self.order), self.batches * self.batch_size):
+            self._place = self._place._replace(epoch=self._place.epoch + 1, offset=0)
 
     def __getitem__(self, index: int) -> Batch:
         if not -len(self) <= index < len(self):
@@ -273,7 +286,7 @@ class Replay(Dataset[Batch]):
         return features[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
-        if self._told["balance"] != "proportional" and not self._sampled:
+        if self._order.groups is not None and not self.sampled:
             raise UsageError(
                 f"balance={self._told['balance']!r} is of iterating; DataLoader(replay, batch_sampler=replay.sampler())"
             )
@@ -288,6 +301,10 @@ class Replay(Dataset[Batch]):
             stop = min(start + self.batch_size, last)
             yield self.read(order[start:stop]), place._replace(offset=stop)
 
+    def _identity(self) -> dict[str, Any]:
+        """Return what a place is of: samples, their order, and how many processes share them."""
+        return {**self._told, "world": self.order.world}
+
     def _mixed(self, new: Iterable[Batch], ratio: float) -> Iterator[MixedBatch]:
         place, old = self._place, None
         with contextlib.ExitStack() as open_until_the_end:
@@ -297,12 +314,13 @@ class Replay(Dataset[Batch]):
                 count = math.floor(owed + 0.5)
                 if old is None:
                     batches_ahead = self.prefetch * math.ceil(max(1, count) / self.batch_size)
-                    old = Supply(ahead(self._decoded(place), batches_ahead), self.read(np.empty(0, np.int64)))
+                    old = Supply(ahead(self._decoded(place), batches_ahead))
                     open_until_the_end.callback(old.close)
                 old_x, old_y = old.take(count)
                 replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
                 both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
                 self._place = place = self._behind(place, count)._replace(owed=owed - count)
+                self._loaded = False
                 yield MixedBatch(*both, replayed)
 
     def _decoded(self, place: _Place) -> Iterator[Batch]:

@@ -40,20 +40,21 @@ class Supply:
 
     Args:
         batches: as many as are needed; a generator, closed in the end.
-        none: a batch without samples.
     """
 
-    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]], none: tuple[Tensor, Tensor]) -> None:
-        self._batches, self._none, self._left = batches, none, none
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        self._batches = batches
+        self._left: tuple[Tensor, Tensor] | None = None
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
         """Return the next `count` samples."""
-        pieces = [self._none]
-        while count > 0:
-            x, y = self._left if len(self._left[0]) else next(self._batches)
+        x, y = self._left or next(self._batches)
+        pieces = [(x[:count], y[:count])]
+        while len(x) < count:
+            count -= len(x)
+            x, y = next(self._batches)
             pieces.append((x[:count], y[:count]))
-            self._left = x[count:], y[count:]
-            count -= len(pieces[-1][0])
+        self._left = x[count:], y[count:]
         return torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces])
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class ReplaySampler(Sampler[list[int]]):
 
     def __init__(self, replay: Replay) -> None:
         self._replay, self._epoch, self._begin = replay, 0, 0
+        replay.sampled = True
 
     def __len__(self) -> int:
         """Return how many batches an epoch has, in this process."""
