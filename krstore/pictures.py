@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def in_a_plane(parts: Sequence[Array]) -> list[Points]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    rows = np.concatenate([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
+    rows = np.concatenate([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts]).astype(np.float64)
     if not np.isfinite(rows).all():
         raise UsageError("a sample with a NaN or infinite value has no place in a plane; leave it out")
     values, place = np.unique(rows, axis=0, return_inverse=True)

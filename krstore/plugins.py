@@ -82,9 +82,9 @@ def imported(spec: str, what: str, example: str) -> Any:
 @contextlib.contextmanager
 def current_folder() -> Iterator[None]:
     """Search the current folder last: its modules are found, and shadow nothing."""
-    before = list(sys.path)
-    sys.path.append(str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.append(here)
     try:
         yield
     finally:
-        sys.path[:] = before
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]

@@ -5,27 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import msgspec
+from krstore.learning.config import RunConfig
+from krstore.learning.groups import Group, settings
 
-from krstore.learning.config import RunConfig, as_text, dotted
+__all__ = ["described", "places", "together"]
 
-if TYPE_CHECKING:
-    from krstore.learning.groups import Group
-
-__all__ = ["described", "places", "settings", "together"]
-
-CIRCUMSTANCES = ("seed", "device", "precision")
 ALWAYS_SAID = {"data", "order", "base", "steps", "model"}
 TRAININGS = ("base_training.", "training.")
 FEW = 20  # classes that are named one by one
-
-
-def settings(config: RunConfig) -> dict[str, str]:
-    """Return a run's options by dotted name, as ``--set`` takes them, but for seed, device and precision."""
-    flat = dotted(msgspec.to_builtins(config))
-    return {name: as_text(value) for name, value in flat.items() if name not in CIRCUMSTANCES}
 
 
 def described(groups: Sequence[Group]) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -8,20 +8,28 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from krstore.errors import UsageError
 from krstore.learning import metrics
-from krstore.learning.config import MemoryConfig
-from krstore.learning.description import settings
+from krstore.learning.config import MemoryConfig, RunConfig, as_text, dotted
 from krstore.learning.results import RESULT, RunResult, read_result
 
-__all__ = ["FIGURES", "Group", "collect"]
+__all__ = ["FIGURES", "Group", "collect", "settings"]
+
+CIRCUMSTANCES = ("seed", "device")
 
 FIGURES = (
     "last", "average_incremental", "average_incremental_later", "forgetting", "initial_forgetting", "backward_transfer",
     "forward_transfer", "representation_backward_transfer", "representation_forward_transfer",
 )  # fmt: skip
+
+
+def settings(config: RunConfig) -> dict[str, str]:
+    """Return a run's options by dotted name, as ``--set`` takes them, but for seed and device."""
+    flat = dotted(msgspec.to_builtins(config))
+    return {name: as_text(value) for name, value in flat.items() if name not in CIRCUMSTANCES}
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ def collect(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Gr
         raise UsageError(f"the runs have tasks of different sizes ({len(sizes)} kinds); report those of one kind")
     groups: dict[frozenset[tuple[str, str]], list[Path]] = {}
     for place, run in found.items():
-        groups.setdefault(frozenset(settings(run.config).items()), []).append(place)
+        data = {"data": run.data, "test": ""} if run.data else {}  # wherever they lie
+        groups.setdefault(frozenset((settings(run.config) | data).items()), []).append(place)
     made = _names([found[places[0]] for places in groups.values()])
     if names and (len(names) != len(made) or len({*names}) != len(made)):
         raise UsageError(f"names are {', '.join(names)}; expected one for each of {', '.join(made)}, no two the same")

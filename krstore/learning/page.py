@@ -142,7 +142,8 @@ def _said(groups: Sequence[Group]) -> str:
     return (
         f"{_pairs({**together(shared), 'folder': str(above)})}"
         f"<div class=said>{_table(groups, columns)}</div>"
-        "<p class=note>Options by the names that --set takes; those left out have their defaults.</p>"
+        "<p class=note>Options by the names that --set takes, those left out have their defaults; and where runs "
+        "differ in them, tasks, data and versions.</p>"
     )
 
 

@@ -12,8 +12,7 @@ from krstore.errors import OutputError
 from krstore.files import atomic_write
 from krstore.learning import drawing
 from krstore.learning.blocks import read_analysis
-from krstore.learning.description import settings
-from krstore.learning.groups import Group, collect
+from krstore.learning.groups import Group, collect, settings
 from krstore.learning.harness import MEMORY
 from krstore.learning.page import Picture, page
 from krstore.learning.planes import CLASSES, SAMPLES
@@ -58,7 +57,7 @@ def report(
     except OSError as error:
         raise OutputError(f"{target} cannot be made: {error.strerror}") from error
     pictures = []
-    for drawn in _drawn(groups, tsne):
+    for drawn in list(_drawn(groups, tsne)):
         svg = _svg(drawn.figure, drawn.title)
         _write(target / f"{drawn.name}.svg", svg)
         pictures.append(Picture(svg, drawn.title, drawn.caption, drawn.wide))
@@ -125,8 +124,11 @@ def _facts(group: Group) -> dict[str, Any]:
 
 
 def _svg(figure: Figure, title: str) -> str:
+    import matplotlib
+
     data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None, "Title": title})
+    with matplotlib.rc_context({"svg.hashsalt": title}):  # or its ids are other ones each time
+        figure.savefig(data, format="svg", metadata={"Date": None, "Title": title})
     return data.getvalue()
 
 
