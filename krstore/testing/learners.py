@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,13 @@ def _check_options(name: str, method: type[Learner], given: Mapping[str, Any], f
     again = msgspec.json.decode(msgspec.json.encode(defaults), type=method.Config)
     assert again == defaults, f"{name}: the options do not survive JSON"
     wrong = {**given, "options": {"no such option": 1}}
+    why = None
     try:
         learn(build_run_config(name, wrong), folder / "refused", dataset=dataset)
-        raise AssertionError(f"{name}: an unknown option was accepted")
     except UsageError as error:
-        assert "no such option" in str(error), f"{name}: an unknown option was refused for another reason: {error}"
+        why = str(error)
+    assert why is not None, f"{name}: an unknown option was accepted"
+    assert "no such option" in why, f"{name}: an unknown option was refused for another reason: {why}"
     assert not (folder / "refused").exists(), f"{name}: an unknown option was refused after the run had begun"
 
 
@@ -95,10 +98,8 @@ def _check_bytes(name: str, learner: Learner, whole: RunResult) -> None:
     assert held_bytes or not any(value.nbytes for value in state.values()), (
         f"{name}: state() keeps {', '.join(state)} between steps, and held() counts none of it"
     )
-    kept, foretold = (
-        last.network_bytes + held_bytes,
-        learner.final_bytes(np.cumsum([len(task) for task in whole.tasks]).tolist()),
-    )
+    stops = list(itertools.accumulate(map(len, whole.tasks)))
+    kept, foretold = last.network_bytes + held_bytes, learner.final_bytes(stops)
     assert foretold >= kept, f"{name}: final_bytes said {foretold:,} bytes, and {kept:,} are kept"
     copied = {key: value.detach().clone() for key, value in state.items()}
     learner.load_state(copied)
