@@ -1,6 +1,7 @@
 """Replay: a store or a memory as the source of (feature, label) batches in a PyTorch training loop."""
 
-from krstore.replay.batches import CACHE_BYTES, MixedBatch, Replay, Replayable
+from krstore.replay.batches import CACHE_BYTES, Replay, Replayable
+from krstore.replay.mixing import MixedBatch
 from krstore.replay.order import BALANCES
 from krstore.replay.sampler import ReplaySampler
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,30 +16,15 @@ from torch.utils.data import Dataset
 
 from krstore.distributed import processes
 from krstore.errors import UsageError
+from krstore.replay.mixing import Batch, MixedBatch, mixed
 from krstore.replay.order import Order
-from krstore.replay.prefetch import Supply, ahead
+from krstore.replay.prefetch import ahead
 from krstore.replay.sampler import ReplaySampler
 from krstore.source import Ids
 
-__all__ = ["CACHE_BYTES", "MixedBatch", "Replay", "Replayable"]
+__all__ = ["CACHE_BYTES", "Replay", "Replayable"]
 
 CACHE_BYTES = 256 << 20
-
-Batch = tuple[Tensor, Tensor]
-
-
-class MixedBatch(NamedTuple):
-    """New samples with old ones behind them.
-
-    Attributes:
-        x: features (B, *shape).
-        y: labels (B,).
-        replayed: which of them are old (B,), bool.
-    """
-
-    x: Tensor
-    y: Tensor
-    replayed: Tensor
 
 
 class _Place(NamedTuple):
@@ -306,22 +290,15 @@ class Replay(Dataset[Batch]):
         return {**self._told, "world": self.order.world}
 
     def _mixed(self, new: Iterable[Batch], ratio: float) -> Iterator[MixedBatch]:
-        place, old = self._place, None
-        with contextlib.ExitStack() as open_until_the_end:
-            for batch in new:
-                x, y = _pair(batch)
-                owed = place.owed + len(x) * ratio
-                count = math.floor(owed + 0.5)
-                if old is None:
-                    batches_ahead = self.prefetch * math.ceil(max(1, count) / self.batch_size)
-                    old = Supply(ahead(self._decoded(place), batches_ahead))
-                    open_until_the_end.callback(old.close)
-                old_x, old_y = old.take(count)
-                replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
-                both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
-                self._place = place = self._behind(place, count)._replace(owed=owed - count)
-                self._loaded = False
-                yield MixedBatch(*both, replayed)
+        place = self._place
+
+        def old(count: int) -> Iterator[Batch]:
+            return ahead(self._decoded(place), self.prefetch * math.ceil(max(1, count) / self.batch_size))
+
+        for batch, count, owed in mixed(new, old, ratio, place.owed):
+            self._place = place = self._behind(place, count)._replace(owed=owed)
+            self._loaded = False
+            yield batch
 
     def _decoded(self, place: _Place) -> Iterator[Batch]:
         """Yield what is replayed from a place on, without end, decoded in an epoch's batches wherever it begins."""
@@ -349,13 +326,6 @@ class Replay(Dataset[Batch]):
     def _cache(self) -> None:
         if self._cache_bytes:
             self.samples.cache(self._cache_bytes)
-
-
-def _pair(batch: Any) -> Batch:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        said = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise UsageError(f"the new task's batches are {said}; mixing takes (x, y)")
-    return batch[0], batch[1]
 
 
 def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:
