@@ -67,7 +67,11 @@ def _rates(stored: krstore.Store | krstore.Memory, tiny: bool) -> dict[str, floa
     for _ in kept:  # fills the cache
         pass
     cached = _rate(_replayed(kept), tiny)
-    return {"uncached": uncached, "cached": cached, "mixed": _rate(_mixed(stored.replay(balance="classes")), tiny)}
+    return {
+        "uncached": uncached,
+        "cached": cached,
+        "mixed": _rate(_mixed(stored.replay(balance="classes", prefetch=0)), tiny),
+    }
 
 
 def _replayed(replay: krstore.Replay) -> Iterator[int]:
