@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from krstore.archives import write_archive
-from krstore.comparison import Comparison, compare
+from krstore.comparison import compare
+from krstore.comparison_folder import Comparison
 from krstore.errors import OutputError
 from krstore.extraction import extract
 from krstore.plots import require_matplotlib

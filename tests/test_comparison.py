@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import krstore
-from krstore.comparison import COLUMNS, Comparison
+from krstore.comparison_folder import COLUMNS, Comparison
 from krstore.errors import ArchiveError, ConfigError, MissingExtraError, OutputError, UnknownNameError, UsageError
 from krstore.store.summary import summarise
 from krstore.testing import example_source

@@ -16,7 +16,7 @@ from krstore_cli.show import figure
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from krstore.comparison import Comparison
+    from krstore.comparison_folder import Comparison
 
 __all__ = ["EXAMPLE", "compare", "comparison_facts", "comparison_table", "report_failures"]
 
