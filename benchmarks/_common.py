@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -54,6 +55,7 @@ class Run:
     Attributes:
         tiny: only show that the benchmark works, on example data, in seconds.
         folder: for temporary files; emptied afterwards.
+        unfinished: where learners' runs lie until they have ended; beside the output for those that may be resumed.
         data: a feature archive, or a folder with a `features.h5`; `None` when none was named.
         ratios: what to ask for, where the benchmark asks for ratios; empty for its own choice.
         earlier: the JSON of an earlier run to go on with; empty without one.
@@ -63,6 +65,7 @@ class Run:
 
     tiny: bool
     folder: Path
+    unfinished: Path
     data: Path | None
     ratios: tuple[int, ...] = ()
     earlier: dict[str, Any] = field(default_factory=dict)
@@ -173,7 +176,8 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
     parser.add_argument("--ratios", type=int, nargs="+", default=(), help="where the benchmark asks for ratios")
     parser.add_argument(
         "--resume", type=Path, nargs="*", metavar="JSON",
-        help="keep the rows of the output that are there already, and those of other outputs",
+        help="keep the rows of the output that are there already, and those of other outputs, and go on with a "
+        "learner's run that was stopped",
     )  # fmt: skip
     parser.add_argument("--only", default="", help="measure no other rows than those that this pattern is found in")
     given = parser.parse_args()
@@ -186,10 +190,13 @@ def main(name: str, description: str | None, measure: Callable[[Run], dict[str, 
         partial.write_text(json.dumps(document, indent=1) + "\n")
         partial.replace(given.output)
 
-    with tempfile.TemporaryDirectory(prefix="krstore-") as folder:
-        save(
-            measure(Run(given.size == "tiny", Path(folder), given.data, tuple(given.ratios), earlier, given.only, save))
-        )
+    with tempfile.TemporaryDirectory(prefix="krstore-") as temporary:
+        folder = Path(temporary)
+        unfinished = folder / "runs" if given.resume is None else given.output.with_suffix(".unfinished")
+        run = Run(given.size == "tiny", folder, unfinished, given.data, tuple(given.ratios), earlier, given.only, save)
+        save(measure(run))
+        with contextlib.suppress(OSError):
+            unfinished.rmdir()
     print(tables.TABLES[name](json.loads(given.output.read_text())))
 
 

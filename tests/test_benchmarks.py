@@ -24,6 +24,8 @@ from benchmarks import overview
 from benchmarks._common import main
 from krstore.comparison import compare
 from krstore.learning.learners import LEARNERS
+from krstore.learning.learners.finetune import Finetune
+from krstore.learning.scenario import Task
 from krstore.testing import example_source
 
 ROOT = Path(__file__).parents[1]
@@ -154,6 +156,22 @@ def test_rows_come_from_several_runs_of_a_benchmark(tmp_path: Path) -> None:
     other.write_text(json.dumps({"rows": [replay]}))
     joined = tiny("incremental.equal_memory", tmp_path, "--resume", other)
     assert joined["rows"] == [replay, *document["rows"]]
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def stopped(learner: Finetune, task: Task) -> None:
+        begun.append(task.number)
+        if begun == [0, 1, 2]:
+            raise KeyboardInterrupt
+
+    with patch.object(Finetune, "begin_step", stopped):
+        with pytest.raises(KeyboardInterrupt):
+            tiny("incremental.learning", tmp_path, "--resume")
+        (row,) = tiny("incremental.learning", tmp_path, "--resume")["rows"]
+    assert (begun, len(row["accuracy"])) == ([0, 1, 2, 2], 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["learning.json"]
 
 
 def test_twenty_steps(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks._common import Run
+from krstore.errors import KrstoreError
 from krstore.learning.config import RunConfig, build_run_config
 from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
@@ -55,9 +58,17 @@ def resumed(
 
 
 def figures(run: Run, config: RunConfig, dataset: Dataset | None = None) -> dict[str, Any]:
-    """Run a method, and return what came of it; bytes are all that it keeps between tasks."""
-    with tempfile.TemporaryDirectory(dir=run.folder) as folder:
+    """Run a method, or go on with a run that was stopped, and return what came of it.
+
+    Bytes are all that it keeps between tasks.
+    """
+    folder = run.unfinished / hashlib.sha256(msgspec.json.encode(config)).hexdigest()[:16]
+    try:
         result = learn(config, folder, dataset=dataset)
+    except KrstoreError:  # it would end so again
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
     summary, others = result.summary(), result.steps[-1].other_accuracy
     return {
         "accuracy": [step.accuracy for step in result.steps],
