@@ -18,11 +18,12 @@ from krstore.archives import open_archive
 from krstore.comparison_folder import Cell, Comparison, ComparisonFolder, Row
 from krstore.config import build_config
 from krstore.errors import TargetUnreachableError, UsageError
+from krstore.files import check_target
 from krstore.plots import require_matplotlib
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Source, scan
-from krstore.store.reader import Store
+from krstore.store.reader import Store, StoreSource
 from krstore.store.summary import summarise
 from krstore.store.writer import check_seed, encode
 
@@ -58,8 +59,8 @@ def compare(
         All that the folder holds now, results of earlier runs included.
 
     Raises:
-        UsageError: an unknown codec or option, a ratio that is not positive, a seed out of range, or settings of a
-            codec not compared.
+        UsageError: an unknown codec or option, a ratio that is not positive, a seed out of range, settings of a
+            codec not compared, or a source that is one of the stores to be made.
         ArchiveError: the source cannot be read, or holds values that cannot be encoded.
         OutputError: the folder holds a comparison of other data or options, or a file that is not of this one.
         MissingExtraError: matplotlib, or what a codec needs, is not installed.
@@ -74,6 +75,9 @@ def compare(
     for cell in cells:
         get_sample_codec(cell.codec)(cell.config).validate(source.spec)
     device = resolve_device(device)
+    if isinstance(source, StoreSource):
+        for path in (folder / cell.name for cell in cells if (folder / cell.name).exists()):
+            check_target(path, force=True, inputs=[source.path])
     state = ComparisonFolder(folder, _identify(source, progress), _setup(device, seed), force)
     todo = state.plan(cells)
     with progress.task("compare", len(cells), "stores") as task:

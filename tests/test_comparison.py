@@ -173,6 +173,15 @@ def test_a_file_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "uniform-2.krs").read_text() == "mine"
 
 
+def test_the_source_is_never_replaced(tmp_path: Path) -> None:
+    krstore.compare(SOURCE, tmp_path, ["raw"])
+    before = (tmp_path / "raw.krs").read_bytes()
+    with pytest.raises(UsageError, match=r"raw\.krs is an input, which is never replaced"):
+        krstore.compare(tmp_path / "raw.krs", tmp_path, ["raw"], force=True)
+    assert (tmp_path / "raw.krs").read_bytes() == before
+    assert not krstore.compare(tmp_path / "raw.krs", tmp_path / "other", ["raw"]).failed
+
+
 def test_ratios_that_are_almost_the_same_have_files_of_their_own(tmp_path: Path) -> None:
     rows = compared(tmp_path, "uniform", (2, 2.0000001)).rows
     assert [row["path"] for row in rows] == ["uniform-2.krs", "uniform-2.0000001.krs"]

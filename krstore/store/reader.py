@@ -203,10 +203,14 @@ class Store(StoreFile[Header]):
 
 
 class StoreSource:
-    """A store's samples as a source: what `krstore.encode` reads when it is given a `.krs` file."""
+    """A store's samples as a source: what `krstore.encode` reads when it is given a `.krs` file.
+
+    Attributes:
+        path: of the store.
+    """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._store, self.path = store, store.path
         self.spec = msgspec.structs.replace(store.header.source, samples=len(store)).spec
         self.labels, self.task = store.labels, store.task
 
