@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import CorruptStoreError, OutputError, UsageError
+from krstore.errors import OutputError, UsageError
 from krstore.files import sole_writer
 from krstore.learning.agreement import agreed_memory
 from krstore.learning.alone import Alone, learn_alone, training_alone
@@ -33,7 +33,7 @@ from krstore.learning.optimisation import shortened
 from krstore.learning.recall import Recall
 from krstore.learning.results import RESULT, RunResult, StepResult, load_result, save_result
 from krstore.learning.scenario import Scenario, Task
-from krstore.learning.state import load_state, save_state, state_path
+from krstore.learning.state import RunState, state_path
 from krstore.learning.streams import Batch, Stream
 from krstore.learning.training import Trainer
 from krstore.progress import SILENT, Progress
@@ -109,6 +109,7 @@ class _Run:
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
         self.learner.mirrored = config.flip
+        self.state = RunState(self.network, self.learner)
         memory = agreed_memory(config, self.learner)
         if self.learner.own_classifier:
             self.network.forget_classifier()
@@ -118,9 +119,7 @@ class _Run:
                 f"the weights have a classifier of {self.given} classes; the first task has "
                 f"{self.scenario.tasks[0].stop}"
             )
-        self.front: nn.Module | None = None
         self.budget = None if config.budget is None else Budget(config.budget, config.method)
-        self.alone: Alone | None = None
         self._began = 0.0
         self.recall: Recall | None = None
         if memory is not None:
@@ -156,7 +155,7 @@ class _Run:
                 self.network.transfer()
             if self.config.features:
                 self._cut()
-            self._load(self._state("step", len(self.result.steps)))
+            self.state.load(self._path("step", len(self.result.steps)), self.device)
             self._share_budget()
         if self.recall is not None and self.recall.unlike:
             self.progress.note(
@@ -182,14 +181,12 @@ class _Run:
         representation = list[float]()
         if self.config.probe:
             representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
-        held_bytes = self.learner.held()
-        whole: list[nn.Module] = [self.network] if self.front is None else [self.front, self.network]
+        held_bytes, alone = self.learner.held(), self.state.alone
         step = StepResult(
             seconds=time.monotonic() - self._began, memory_bytes=self._memory_bytes(task),
-            held_bytes=held_bytes, network_bytes=sum(map(stored_bytes, whole)),
-            parameters=sum(p.numel() for part in whole for p in part.parameters()),
-            probed=representation, alone=None if self.alone is None else self.alone.accuracy,
-            alone_probed=None if self.alone is None else self.alone.probed, **measured,
+            held_bytes=held_bytes, network_bytes=self.state.stored_bytes, parameters=self.state.parameters,
+            probed=representation, alone=None if alone is None else alone.accuracy,
+            alone_probed=None if alone is None else alone.probed, **measured,
         )  # fmt: skip
         if self.budget is not None:
             self.budget.check(step)
@@ -205,7 +202,9 @@ class _Run:
     def _share_budget(self) -> None:
         """Give the memory what of the whole budget network and method will leave it."""
         if self.budget is not None and self.recall is not None and not self.config.memory.counted:
-            own = self.learner.final_bytes([task.stop for task in self.scenario.tasks]) + self._front_bytes()
+            own = self.learner.final_bytes([task.stop for task in self.scenario.tasks])
+            if self.state.front is not None:
+                own += stored_bytes(self.state.front)
             if self.config.transfer:
                 own += self.network.scale_bytes
             self.recall.budget = self.budget.left(own)
@@ -229,11 +228,12 @@ class _Run:
             self.network.transfer()
         learner.begin_step(task)
         learner.imprint(task, self.feed.some(new))
-        if self._state("trained", task.number).exists():
-            self._began -= float(self._load(self._state("trained", task.number))["time"].get("seconds", 0))
+        trained = self._path("trained", task.number)
+        if trained.exists():
+            self._began -= self.state.load(trained, self.device)
         elif not (first and self.given == task.stop):
             self._learn_from(task, new)
-            self._save("trained", task.number)
+            self.state.save(trained, seconds=time.monotonic() - self._began)
         if self.config.features and first:
             self._cut()
             new = self.scenario.train(0)
@@ -254,7 +254,7 @@ class _Run:
     def _learn_from(self, task: Task, new: Subset) -> None:
         """Train on a task's samples and what is replayed beside them; all of them are let go of in the end."""
         training = self.config.training if task.number else self.config.base_training
-        self.alone = self._learn_alone(task, new) if self.config.alone and task.number else None
+        self.state.alone = self._learn_alone(task, new) if self.config.alone and task.number else None
         stream, held_out = self.feed.stream(task, new, self.learner, self.recall, training.batch_size)
         blocks = Blocks(self.network.body) if self.config.analyse else None
         self._train(task, training, stream, blocks=blocks)
@@ -273,14 +273,12 @@ class _Run:
     def _cut(self) -> None:
         """Let what is frozen stand before the network, whose samples are its features from here on."""
         assert self.config.frozen_until is not None
-        self.front, self.frozen = cut(self.network, self.config.frozen_until), []
-        self.scenario = scenario_of(self.config, seen_through(self.dataset, self.front, self.feed.prepare, self.device))
+        front = cut(self.network, self.config.frozen_until)
+        self.state.front, self.frozen = front, []
+        self.scenario = scenario_of(self.config, seen_through(self.dataset, front, self.feed.prepare, self.device))
         self.feed = self.feed.beyond(self.scenario)
         if self.recall is not None:
             self.recall.scenario = self.scenario
-
-    def _front_bytes(self) -> int:
-        return 0 if self.front is None else stored_bytes(self.front)
 
     def _seeing(self, scored: bool = False) -> nn.Module:
         """Return a frozen copy of the network, or of its body, for stored samples as they are."""
@@ -306,41 +304,16 @@ class _Run:
         batch_size = training_alone(self.config).batch_size
         with torch.random.fork_rng():
             stream, _ = self.feed.stream(task, new, self.learner, self.recall, batch_size)
-            return learn_alone(self.config, self.feed, self.trainer, task, stream, self._example, self.front)
+            return learn_alone(self.config, self.feed, self.trainer, task, stream, self._example, self.state.front)
 
     def _finish(self, task: Task) -> None:
         """Write what a step has come to; the files of what was before it go when that is done."""
-        self._save("step", task.number + 1)
+        self.state.save(self._path("step", task.number + 1))
         save_result(self.folder, self.result)
-        self._state("step", task.number).unlink(missing_ok=True)
-        self._state("trained", task.number).unlink(missing_ok=True)
+        self._path("step", task.number).unlink(missing_ok=True)
+        self._path("trained", task.number).unlink(missing_ok=True)
 
-    def _save(self, kind: str, number: int) -> None:
-        parts: dict[str, dict[str, Tensor]] = {
-            "network": self.network.state_dict(), "learner": self.learner.state(),
-            "front": {} if self.front is None else self.front.state_dict(),
-        }  # fmt: skip
-        if kind == "trained":
-            seconds = time.monotonic() - self._began
-            parts["time"] = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
-        if self.alone is not None:
-            parts["alone"] = {"": torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)}
-        save_state(self._state(kind, number), parts)
-
-    def _load(self, path: Path) -> Mapping[str, Mapping[str, Tensor]]:
-        parts = load_state(path, self.device)
-        self.alone = Alone(*parts["alone"][""].tolist()) if parts["alone"] else None
-        try:
-            self.learner.reshape(parts["network"])
-            self.network.load_state_dict(parts["network"])
-            if self.front is not None:
-                self.front.load_state_dict(parts["front"])
-        except (RuntimeError, KeyError) as error:
-            raise CorruptStoreError(f"{path} is not of this run's network: {error}") from error
-        self.learner.load_state(parts["learner"])
-        return parts
-
-    def _state(self, kind: str, number: int) -> Path:
+    def _path(self, kind: str, number: int) -> Path:
         return state_path(self.folder, kind, number)
 
 

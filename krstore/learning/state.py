@@ -1,30 +1,90 @@
-"""The tensors of a run between two steps, by what they are of: network, learner, front, alone, time."""
+"""What a run has learnt, and writes down between two steps: tensors by what they are of.
+
+The parts are network, learner, front, alone and time.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from krstore.errors import UsageError
+from krstore.errors import CorruptStoreError, UsageError
+from krstore.learning.alone import Alone
+from krstore.learning.learners.base import Learner
+from krstore.learning.network import Network, stored_bytes
 from krstore.tensors import write_tensors
 
-__all__ = ["load_state", "save_state", "state_path"]
+__all__ = ["RunState", "load_state", "state_path"]
 
-Parts = Mapping[str, Mapping[str, Tensor]]
+
+class RunState:
+    """What a run has learnt.
+
+    Args:
+        network: with its classifier.
+        learner: of the network.
+
+    Attributes:
+        front: the frozen layers before the network, where the run keeps their features; `None` elsewhere.
+        alone: what a network that learnt the current task alone has come to; `None` where none was asked for.
+    """
+
+    def __init__(self, network: Network, learner: Learner) -> None:
+        self.network, self.learner = network, learner
+        self.front: nn.Module | None = None
+        self.alone: Alone | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Of the network and its front."""
+        return sum(parameter.numel() for part in self._modules() for parameter in part.parameters())
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the network and its front, as they would be written."""
+        return sum(map(stored_bytes, self._modules()))
+
+    def save(self, path: Path, seconds: float | None = None) -> None:
+        """Write it down, atomically, and how long the step has taken so far where it is not finished."""
+        parts: dict[str, dict[str, Tensor]] = {
+            "network": self.network.state_dict(), "learner": self.learner.state(),
+            "front": {} if self.front is None else self.front.state_dict(),
+        }  # fmt: skip
+        if seconds is not None:
+            parts["time"] = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
+        if self.alone is not None:
+            parts["alone"] = {"": torch.tensor([x for x in self.alone if x is not None], dtype=torch.float64)}
+        write_tensors(path, {f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()})
+
+    def load(self, path: Path, device: str) -> float:
+        """Take up what was written, and return the seconds that the step had taken by then.
+
+        Raises:
+            UsageError: the file cannot be read.
+            CorruptStoreError: it is of another network.
+        """
+        parts = load_state(path, device)
+        self.alone = Alone(*parts["alone"][""].tolist()) if parts["alone"] else None
+        try:
+            self.learner.reshape(parts["network"])
+            self.network.load_state_dict(parts["network"])
+            if self.front is not None:
+                self.front.load_state_dict(parts["front"])
+        except (RuntimeError, KeyError) as error:
+            raise CorruptStoreError(f"{path} is not of this run's network: {error}") from error
+        self.learner.load_state(parts["learner"])
+        return float(parts["time"].get("seconds", 0))
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.network] if self.front is None else [self.front, self.network]
 
 
 def state_path(folder: Path, kind: str, number: int) -> Path:
     """Return the file of a run's state: of ``"step"``, after so many steps, or of ``"trained"``, within a step."""
     return folder / f"{kind}{number}.safetensors"
-
-
-def save_state(path: Path, parts: Parts) -> None:
-    """Write tensors by part and name, atomically."""
-    write_tensors(path, {f"{part}/{name}": value for part, own in parts.items() for name, value in own.items()})
 
 
 def load_state(path: Path, device: str = "cpu") -> defaultdict[str, dict[str, Tensor]]:

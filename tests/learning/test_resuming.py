@@ -9,12 +9,12 @@ import pytest
 from image_runs import config, images
 from safetensors.torch import load_file, save_file
 
-from krstore.learning import harness
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners.base import Learner, Rehearsal
 from krstore.learning.results import read_result
 from krstore.learning.scenario import Task
+from krstore.learning.state import RunState
 from krstore.learning.training import Trainer
 
 TUNED = {"finetuning.epochs": 1, "finetuning.batch_size": 8}
@@ -40,7 +40,7 @@ def test_a_run_killed_within_a_step_ends_as_if_it_had_not_been(
 ) -> None:
     run = config(method, **settings)
     learn(run, tmp_path / "whole", dataset=images(60))
-    save, train, cut = harness.save_state, Trainer.train, tmp_path / "cut"
+    save, train, cut = RunState.save, Trainer.train, tmp_path / "cut"
     instants = ["trained0", "training1", "trained1"]
 
     def reached(instant: str) -> None:
@@ -48,15 +48,15 @@ def test_a_run_killed_within_a_step_ends_as_if_it_had_not_been(
             instants.remove(instant)
             raise KeyboardInterrupt
 
-    def saved(path: Path, parts: Any) -> None:
-        save(path, parts)
+    def saved(self: RunState, path: Path, seconds: float | None = None) -> None:
+        save(self, path, seconds)
         reached(path.stem)
 
     def trained(self: Trainer, learner: Learner, task: Task, *rest: Any) -> None:
         reached(f"training{task.number}")
         train(self, learner, task, *rest)
 
-    monkeypatch.setattr(harness, "save_state", saved)
+    monkeypatch.setattr(RunState, "save", saved)
     monkeypatch.setattr(Trainer, "train", trained)
     for _ in list(instants):
         with pytest.raises(KeyboardInterrupt):
