@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from krstore.distributed import processes
 from krstore.errors import UsageError
+from krstore.replay.course import Course, Place
 from krstore.replay.mixing import Batch, MixedBatch, mixed
 from krstore.replay.order import Order
 from krstore.replay.prefetch import ahead
@@ -25,14 +25,6 @@ from krstore.source import Ids
 __all__ = ["CACHE_BYTES", "Replay", "Replayable"]
 
 CACHE_BYTES = 256 << 20
-
-
-class _Place(NamedTuple):
-    """How far a replay has come: samples of an epoch, and of one more the part that rounding still owes a mix."""
-
-    epoch: int
-    offset: int
-    owed: float = 0.0
 
 
 class Replayable(Protocol):
@@ -136,14 +128,14 @@ class Replay(Dataset[Batch]):
             raise UsageError(f"classes={classes}: nothing of {samples.path} is left to replay")
         if (rank is None) != (world_size is None):
             raise UsageError("give rank and world_size together, or neither")
-        self._process = None if rank is None or world_size is None else (rank, world_size)
-        own, world = self._process or processes()
-        self._order = Order.of(
+        process = None if rank is None or world_size is None else (rank, world_size)
+        own, world = process or processes()
+        order = Order.of(
             balance, samples.labels[self._rows], None if samples.store_of is None else samples.store_of[self._rows],
             shuffle=shuffle, seed=seed, rank=own, world=world,
         )  # fmt: skip
-        self._drawn: tuple[Order, int, Ids] | None = None
-        self._place, self._loaded = _Place(0, 0), False
+        self._course, self._balanced = Course(order, process), order.groups is not None
+        self._place, self._loaded = Place(0, 0), False
         self._told = {
             "samples": len(self._rows),
             "crc32": zlib.crc32(samples.labels[self._rows].tobytes(), zlib.crc32(self._rows.tobytes())),
@@ -151,9 +143,6 @@ class Replay(Dataset[Batch]):
         }  # fmt: skip
         self._cache_bytes = cache_bytes
         self._cache()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_drawn": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -165,10 +154,7 @@ class Replay(Dataset[Batch]):
     @property
     def order(self) -> Order:
         """The order of each epoch, in this process."""
-        rank, world = self._process or processes()
-        if (rank, world) != (self._order.rank, self._order.world):
-            self._order = replace(self._order, rank=rank, world=world)
-        return self._order
+        return self._course.order
 
     @property
     def batches(self) -> int:
@@ -199,13 +185,9 @@ class Replay(Dataset[Batch]):
 
     def take(self, count: int) -> Batch:
         """Return the next `count` samples, of this epoch and, when it is through, of those that follow."""
-        pieces, (epoch, offset, _) = [np.empty(0, np.int64)], self._place
-        self._place, self._loaded = self._behind(self._place, count), False
-        while count > 0:
-            pieces.append(self._epochs_order(epoch)[offset : offset + count])
-            count -= len(pieces[-1])
-            epoch, offset = epoch + 1, 0
-        return self.read(np.concatenate(pieces))
+        positions = self._course.after(self._place, count)
+        self._place, self._loaded = self._course.behind(self._place, count), False
+        return self.read(positions)
 
     def mix(self, new: Iterable[Batch], share: float = 0.5) -> Iterator[MixedBatch]:
         """Yield each batch of a new task with replayed samples added, so many that they are `share` of the whole.
@@ -255,7 +237,7 @@ class Replay(Dataset[Batch]):
         for name, value in self._identity().items():
             if state.get(name, value) != value:
                 raise UsageError(f"the state is of a replay of {name}={state[name]}; this one has {name}={value}")
-        place = _Place(int(state["epoch"]), int(state["offset"]), float(state.get("owed", 0)))
+        place = Place(int(state["epoch"]), int(state["offset"]), float(state.get("owed", 0)))
         self._place, self._loaded = place, True
 
     def skip_ended(self) -> None:
@@ -270,16 +252,16 @@ class Replay(Dataset[Batch]):
         return features[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
-        if self._order.groups is not None and not self.sampled:
+        if self._balanced and not self.sampled:
             raise UsageError(
                 f"balance={self._told['balance']!r} is of iterating; DataLoader(replay, batch_sampler=replay.sampler())"
             )
         features, labels = self.read(indices)
         return list(zip(features, labels, strict=True))
 
-    def _epoch(self, place: _Place) -> Iterator[tuple[Batch, _Place]]:
+    def _epoch(self, place: Place) -> Iterator[tuple[Batch, Place]]:
         """Yield the batches of what is left of an epoch, each with the place behind it."""
-        order = self._epochs_order(place.epoch)
+        order = self._course.epoch(place.epoch)
         last = len(order) // self.batch_size * self.batch_size if self.drop_last else len(order)
         for start in range(place.offset, last, self.batch_size):
             stop = min(start + self.batch_size, last)
@@ -296,32 +278,20 @@ class Replay(Dataset[Batch]):
             return ahead(self._decoded(place), self.prefetch * math.ceil(max(1, count) / self.batch_size))
 
         for batch, count, owed in mixed(new, old, ratio, place.owed):
-            self._place = place = self._behind(place, count)._replace(owed=owed)
+            self._place = place = self._course.behind(place, count)._replace(owed=owed)
             self._loaded = False
             yield batch
 
-    def _decoded(self, place: _Place) -> Iterator[Batch]:
+    def _decoded(self, place: Place) -> Iterator[Batch]:
         """Yield what is replayed from a place on, without end, decoded in an epoch's batches wherever it begins."""
         epoch, offset = place.epoch, place.offset
         while True:
-            order = self._epochs_order(epoch)
+            order = self._course.epoch(epoch)
             for start in range(offset - offset % self.batch_size, len(order), self.batch_size):
                 x, y = self.read(order[start : start + self.batch_size])
                 passed = max(0, offset - start)
                 yield x[passed:], y[passed:]
             epoch, offset = epoch + 1, 0
-
-    def _behind(self, place: _Place, count: int) -> _Place:
-        """Return the place `count` samples behind another."""
-        epochs, offset = divmod(min(place.offset, len(self.order)) + count, len(self.order))
-        return place._replace(epoch=place.epoch + epochs, offset=offset)
-
-    def _epochs_order(self, epoch: int) -> Ids:
-        """Return the positions of an epoch, drawn once: a batch must not cost a permutation of all samples."""
-        order, drawn = self.order, self._drawn
-        if drawn is None or drawn[0] is not order or drawn[1] != epoch:
-            self._drawn = drawn = order, epoch, order.epoch(epoch)
-        return drawn[2]
 
     def _cache(self) -> None:
         if self._cache_bytes:
