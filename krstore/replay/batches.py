@@ -159,8 +159,7 @@ class Replay(Dataset[Batch]):
     @property
     def batches(self) -> int:
         """How many batches an epoch has, in this process."""
-        full, rest = divmod(len(self.order), self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        return self._course.batches(self.batch_size, drop_last=self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._place.offset and not self._loaded:
@@ -208,7 +207,8 @@ class Replay(Dataset[Batch]):
 
     def sampler(self) -> ReplaySampler:
         """Return the batches of iterating, for the workers of a `DataLoader` to decode; see `ReplaySampler`."""
-        return ReplaySampler(self)
+        self.sampled = True
+        return ReplaySampler(self._course, self.batch_size, drop_last=self.drop_last)
 
     def read(self, indices: Sequence[int] | Ids) -> Batch:
         """Return samples of these indices, of those that this replays, as a batch.

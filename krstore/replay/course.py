@@ -46,6 +46,11 @@ class Course:
             self._order = replace(self._order, rank=rank, world=world)
         return self._order
 
+    def batches(self, size: int, *, drop_last: bool) -> int:
+        """Return how many batches of a size an epoch has."""
+        full, rest = divmod(len(self.order), size)
+        return full + bool(rest and not drop_last)
+
     def epoch(self, number: int) -> Ids:
         """Return the positions of an epoch, drawn once: a batch must not cost a permutation of all samples."""
         order, drawn = self.order, self._drawn

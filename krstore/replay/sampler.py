@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torch.utils.data import Sampler
 
-if TYPE_CHECKING:
-    from krstore.replay.batches import Replay
+from krstore.replay.course import Course
 
 __all__ = ["ReplaySampler"]
 
@@ -18,23 +16,27 @@ class ReplaySampler(Sampler[list[int]]):
 
     Each iteration is the next epoch. A `DataLoader` asks for batches before they are used, so it is the loop that
     knows where it is: `set_epoch` begins there.
+
+    Args:
+        course: what the replay goes through.
+        batch_size: of the replay.
+        drop_last: whether it leaves out a smaller last batch.
     """
 
-    def __init__(self, replay: Replay) -> None:
-        self._replay, self._epoch, self._begin = replay, 0, 0
-        replay.sampled = True
+    def __init__(self, course: Course, batch_size: int, *, drop_last: bool) -> None:
+        self._course, self._size, self._drop_last = course, batch_size, drop_last
+        self._epoch, self._begin = 0, 0
 
     def __len__(self) -> int:
         """Return how many batches an epoch has, in this process."""
-        return self._replay.batches
+        return self._course.batches(self._size, drop_last=self._drop_last)
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Let the next iteration be that of an epoch, without its first `batch` batches."""
         self._epoch, self._begin = epoch, batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, size = self._replay.order.epoch(self._epoch), self._replay.batch_size
-        begin = self._begin
+        order, size, begin = self._course.order.epoch(self._epoch), self._size, self._begin
         self._epoch, self._begin = self._epoch + 1, 0
         for number in range(begin, len(self)):
             yield order[number * size : (number + 1) * size].tolist()
