@@ -16,7 +16,8 @@ import msgspec
 import pytest
 from typer.main import get_command
 
-from krstore.learning.config import RunConfig, build_run_config, merged
+from krstore.learning.building import build_run_config, merged
+from krstore.learning.config import RunConfig
 from krstore.learning.learners import get_learner
 from krstore.testing import example_source
 from krstore_cli.app import run

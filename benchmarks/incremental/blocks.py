@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
 from krstore.learning.blocks import alignment, read_analysis
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.harness import learn
 
 SETTINGS: dict[str, Any] = {

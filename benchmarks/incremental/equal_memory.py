@@ -17,7 +17,7 @@ from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
 from benchmarks.incremental.runs import AS_RELEASED, TUNED, figures, resumed
 from krstore.errors import TargetUnreachableError
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.data import Dataset
 
 BUDGETS = (450_000, 900_000, 1_600_000, 2_200_000)

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks._common import Run, main
 from benchmarks.incremental.runs import figures, resumed
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.data import Dataset, open_dataset
 from krstore.testing import ArraySource
 

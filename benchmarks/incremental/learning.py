@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks._common import Run, main
 from benchmarks.incremental.runs import figures, resumed
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.data import Dataset
 from krstore.testing import example_source
 

@@ -18,7 +18,8 @@ from safetensors.numpy import save
 from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
 from krstore.inputs import Inputs
-from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.building import build_run_config
+from krstore.learning.config import RunConfig
 from krstore.learning.data import Dataset
 from krstore.learning.evaluation import evaluated
 from krstore.learning.harness import learn, scenario_of

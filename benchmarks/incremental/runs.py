@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks._common import Run
 from krstore.errors import KrstoreError
-from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.building import build_run_config
+from krstore.learning.config import RunConfig
 from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
 

@@ -17,7 +17,7 @@ from benchmarks._common import Run, main
 from benchmarks.incremental.exemplars import images
 from benchmarks.incremental.runs import AS_RELEASED, TUNED, figures, resumed
 from krstore.backbones import resnet8
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.data import Dataset
 from krstore.learning.network import stored_bytes
 

@@ -41,7 +41,7 @@ def methods_table(listed: Sequence[Mapping[str, Any]]) -> Table:
 
 def method_shown(facts: Mapping[str, Any], presets: Sequence[str]) -> list[RenderableType]:
     """Return one learner (`krstore.learning.describe.describe_learner`), with what these presets change."""
-    from krstore.learning.config import as_text
+    from krstore.learning.building import as_text
 
     pairs = [
         ("what it is", facts["summary"]),
@@ -60,7 +60,7 @@ def method_shown(facts: Mapping[str, Any], presets: Sequence[str]) -> list[Rende
 
 def _changes(facts: Mapping[str, Any], presets: Sequence[str]) -> Table:
     """Return what these presets change, in the order of a run's options."""
-    from krstore.learning.config import as_text
+    from krstore.learning.building import as_text
 
     defaults, given = facts["defaults"], [facts["presets"][preset] for preset in presets]
     order = list(dict.fromkeys(name.partition(".")[0] for own in (defaults, *given) for name in own))

@@ -1,6 +1,7 @@
 """Class-incremental learning on one protocol: scenarios, learners, metrics, runs."""
 
-from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.building import build_run_config
+from krstore.learning.config import RunConfig
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.frontier import frontier
 from krstore.learning.harness import learn

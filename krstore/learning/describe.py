@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from krstore.config import describe_options
-from krstore.learning.config import PRESETS, RunConfig, dotted, preset_values
+from krstore.learning.building import PRESETS, dotted, preset_values
+from krstore.learning.config import RunConfig
 from krstore.learning.learners import GROUP, LEARNERS, get_learner
 from krstore.plugins import package_of
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from krstore.errors import ConfigError, KrstoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.files import atomic_write
-from krstore.learning.config import build_run_config, merged
+from krstore.learning.building import build_run_config, merged
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
@@ -79,7 +79,7 @@ def frontier(
         methods: name of the row -> the method's name and its own settings.
         budgets: bytes.
         folder: has a folder for each name, in it one for each budget, in it one for each seed.
-        settings, preset: of all runs; see `krstore.learning.config.build_run_config`.
+        settings, preset: of all runs; see `krstore.learning.building.build_run_config`.
         dataset: of all runs; default what each one names.
 
     Returns:

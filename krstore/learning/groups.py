@@ -13,7 +13,8 @@ import numpy as np
 
 from krstore.errors import UsageError
 from krstore.learning import metrics
-from krstore.learning.config import MemoryConfig, RunConfig, as_text, dotted
+from krstore.learning.building import as_text, dotted
+from krstore.learning.config import MemoryConfig, RunConfig
 from krstore.learning.results import RESULT, RunResult, read_result
 
 __all__ = ["FIGURES", "Group", "collect", "settings"]

@@ -51,7 +51,7 @@ def learn(
     """Run one method over all tasks, or go on with a run that was stopped, and return its results.
 
     Args:
-        config: the run; see `krstore.learning.config.build_run_config`.
+        config: the run; see `krstore.learning.building.build_run_config`.
         folder: of the run; made, or one that the same config has left unfinished or finished.
         dataset: the data; default what the config names.
         progress: shown how it goes.

@@ -11,7 +11,8 @@ import numpy as np
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.files import atomic_write
 from krstore.learning import metrics
-from krstore.learning.config import RunConfig, as_text, dotted
+from krstore.learning.building import as_text, dotted
+from krstore.learning.config import RunConfig
 from krstore.learning.scenario import Scenario
 from krstore.progress import Progress
 

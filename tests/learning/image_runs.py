@@ -8,7 +8,8 @@ import numpy as np
 from torch import nn
 
 from krstore.backbones import ResNet
-from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.building import build_run_config
+from krstore.learning.config import RunConfig
 from krstore.learning.data import Dataset
 from krstore.testing import ArraySource
 

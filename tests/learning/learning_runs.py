@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from krstore.learning.config import RunConfig, build_run_config
+from krstore.learning.building import build_run_config
+from krstore.learning.config import RunConfig
 from krstore.progress import SILENT, Task
 
 CLASSES, TRAIN, TEST = 6, 30, 10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from krstore.backbones import ResNet, ResNetTail, resnet32
 from krstore.errors import ConfigError, TargetUnreachableError, UsageError
 from krstore.learning.budget import Budget
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.learners._channels import SHARPEST, ChannelMasks, compensated, reshaped, widened

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from krstore.backbones import resnet8
 from krstore.errors import UsageError
 from krstore.learning.budget import Budget
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.harness import learn
 from krstore.learning.learners import get_learner
 from krstore.learning.network import Network, stored_bytes

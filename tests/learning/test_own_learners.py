@@ -13,7 +13,7 @@ from learning_runs import KilledAfter, config
 from krstore import plugins
 from krstore.errors import ConfigError, KrstoreError, UnknownNameError, UsageError
 from krstore.learning import LEARNERS, build_run_config, get_learner, learn, learner_names
-from krstore.learning.config import PRESETS
+from krstore.learning.building import PRESETS
 from krstore.learning.describe import describe_learner
 from krstore.learning.learners import GROUP
 from krstore_cli.app import run

@@ -9,7 +9,7 @@ import pytest
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 from krstore.learning.alone import training_alone
-from krstore.learning.config import build_run_config
+from krstore.learning.building import build_run_config
 from krstore.learning.learners import LEARNERS, get_learner
 
 

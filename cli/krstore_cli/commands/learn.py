@@ -90,7 +90,7 @@ def learn(
     preset, then the TOML file, then the command line. With --seeds each run has a folder of its own in the output.
     """
     out = output.begin(json, quiet, verbose)
-    from krstore.learning.config import build_run_config
+    from krstore.learning.building import build_run_config
     from krstore.learning.harness import learn as run
     from krstore.learning.learners import get_learner
 
