@@ -252,7 +252,7 @@ def test_shrinking_leaves_what_is_small_enough(memory: Memory, tmp_path: Path) -
     memory.append(large, small)
     before = {entry.sha256 for entry in memory.manifest.stores}
     budget = int(memory.bytes - 0.7 * large.bytes.file)
-    memory.shrink(budget)
+    memory.shrink(budget, preset="linear")
     (left,) = before & {entry.sha256 for entry in memory.manifest.stores}
     assert left == memory.folder.identity(small), "encoded anew it would lose more, and has less than its share"
     assert 0.9 * budget < memory.bytes <= budget
