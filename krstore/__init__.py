@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from krstore.arrays import ArraySource
     from krstore.codec import Codec, Decoder, Kind, SnapshotCodec, SnapshotDecoder
     from krstore.comparison import compare
+    from krstore.datasets import DatasetSource
     from krstore.errors import KrstoreError
     from krstore.extraction import extract
     from krstore.memory import Memory
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArraySource",
     "Codec",
+    "DatasetSource",
     "Decoder",
     "Kind",
     "KrstoreError",
@@ -65,6 +67,7 @@ __all__ = [
 _HOMES = {
     "ArraySource": "krstore.arrays",
     "Codec": "krstore.codec",
+    "DatasetSource": "krstore.datasets",
     "Decoder": "krstore.codec",
     "Kind": "krstore.codec",
     "KrstoreError": "krstore.errors",

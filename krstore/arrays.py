@@ -12,7 +12,7 @@ from krstore.dtypes import dtype_name, numpy_dtype
 from krstore.errors import ArchiveError
 from krstore.source import Array, Ids, SourceSpec, default_channel_axis
 
-__all__ = ["ArraySource"]
+__all__ = ["ArraySource", "array_of", "integers"]
 
 
 class ArraySource:
@@ -41,7 +41,7 @@ class ArraySource:
         channel_axis: int | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
-        given = _array(features)
+        given = array_of(features)
         dtype = dtype_name(given.dtype)
         self.features = np.asarray(given, numpy_dtype(dtype))
         if not given.ndim:
@@ -53,7 +53,9 @@ class ArraySource:
             samples=len(given), shape=shape, dtype=dtype, attributes=json_attributes(attributes or {}),
             channel_axis=default_channel_axis(len(shape)) if channel_axis is None else channel_axis,
         )  # fmt: skip
-        self.labels, self.task = self._column("labels", labels), self._column("task", task)
+        samples = self.spec.samples
+        self.labels = None if labels is None else integers("labels", labels, samples)
+        self.task = None if task is None else integers("task", task, samples)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec.samples} samples of {self.spec.shape} {self.spec.dtype})"
@@ -62,20 +64,22 @@ class ArraySource:
         """Return the samples (len(ids), *shape) of these IDs."""
         return np.asarray(self.features[ids])
 
-    def _column(self, name: str, values: Any) -> Ids | None:
-        if values is None:
-            return None
-        column, samples = _array(values), self.spec.samples
-        if column.shape != (samples,) or column.dtype.kind not in "iu":
-            raise ArchiveError(
-                f"{name} have shape {column.shape} and type {column.dtype}; expected ({samples},) integers"
-            )
-        if samples and column.max() > np.iinfo(np.int64).max:
-            raise ArchiveError(f"{name} hold {column.max()}, above the 64-bit signed range")
-        return column.astype(np.int64)
+
+def integers(name: str, values: Any, samples: int) -> Ids:
+    """Return a column of integers (samples,).
+
+    Raises:
+        ArchiveError: the values are none.
+    """
+    column = array_of(values)
+    if column.shape != (samples,) or column.dtype.kind not in "iu":
+        raise ArchiveError(f"{name} have shape {column.shape} and type {column.dtype}; expected ({samples},) integers")
+    if samples and column.max() > np.iinfo(np.int64).max:
+        raise ArchiveError(f"{name} hold {column.max()}, above the 64-bit signed range")
+    return column.astype(np.int64)
 
 
-def _array(values: Any) -> Array:
+def array_of(values: Any) -> Array:
     """Return an array of what may be a tensor; torch is not imported for what is none."""
     if not hasattr(values, "detach"):
         return np.asarray(values)

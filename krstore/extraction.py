@@ -64,7 +64,8 @@ def extract(
         model: ``"package.module:factory"`` (see `krstore.modules.load_module`), or a network, which is moved to the
             device, and is in eval mode as long as this lasts.
         layer: a module's name in the network, as `torch.nn.Module.named_modules` gives it.
-        images: see `krstore.images.open_images`, or a source, as `krstore.ArraySource`; labels come along.
+        images: see `krstore.images.open_images`, or a source, as `krstore.ArraySource` or
+            `krstore.DatasetSource`; labels come along.
         output: the archive to write, ending in .h5 or .hdf5.
         weights: a safetensors file, loaded by name.
         model_args: keyword arguments of the factory.

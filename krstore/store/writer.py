@@ -107,7 +107,10 @@ def encode(
     job = _Job(source, output, codec, seed, force, decoder.path if isinstance(decoder, Store) else decoder)
     opened = open_archive(source) if isinstance(source, str | Path) else source
     if not hasattr(opened, "spec"):
-        raise UsageError(f"a {type(source).__name__} is no source; krstore.ArraySource(features, labels) makes one")
+        raise UsageError(
+            f"a {type(source).__name__} is no source; krstore.ArraySource(features, labels) or "
+            "krstore.DatasetSource(dataset) makes one"
+        )
     config = build_config(codec, codec_type.Config, codec_type.presets, preset, settings)
     target = _target(codec_type, opened.spec.bytes, preset, ratio, max_bytes, max_mse)
     from krstore.distributed import barrier, processes
