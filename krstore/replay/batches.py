@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from krstore.distributed import processes
 from krstore.errors import UsageError
@@ -67,7 +67,8 @@ class Replay(Dataset[Batch]):
     Args:
         samples: what to replay.
         batch_size: B; the last batch of an epoch may be smaller.
-        device: where batches go; default where the samples are decoded.
+        device: where batches go; default where the samples are decoded. Workers of a `DataLoader` decode on the CPU,
+            and leave them there.
         shuffle: replay in random order.
         seed: of that order: the same seed gives the same batches, epoch by epoch.
         balance: ``"proportional"`` shows each sample once an epoch; ``"classes"`` and ``"stores"`` let all classes, or
@@ -218,7 +219,7 @@ class Replay(Dataset[Batch]):
         """
         rows = self._rows[np.asarray(indices, np.int64)]
         features = self.samples.decode_tensor(rows)
-        device = self.device if self.device is not None else features.device
+        device = features.device if self.device is None or get_worker_info() is not None else self.device
         features = features.to(device, self.dtype or features.dtype)
         if self.transform is not None:
             features = self.transform(features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,6 +30,11 @@ class Store(StoreFile[Header]):
     """An open store of samples; see `krstore.store.opened.StoreFile`."""
 
     _header_type = Header
+
+    def __init__(self, path: str | Path, *, device: str = "auto") -> None:
+        super().__init__(path, device=device)
+        self._decoders: dict[str, Decoder] = {}
+        self._cache_limit: int | None = None
 
     def __len__(self) -> int:
         return self.header.kept
@@ -125,17 +131,36 @@ class Store(StoreFile[Header]):
             )
         return np.asarray(rows, np.int64)
 
-    @functools.cached_property
+    @property
     def decoder(self) -> Decoder:
-        """The open payload; imports the codec's code."""
-        from krstore.codec import OpenContext
-        from krstore.registry import get_sample_codec
+        """The open payload; imports the codec's code.
+
+        Workers of a `DataLoader` decode on the CPU: a forked process cannot use its parent's GPU.
+        """
+        from torch.utils.data import get_worker_info
+
+        device = self._resolved_device if get_worker_info() is None else "cpu"
+        if device not in self._decoders:
+            self._decoders[device] = self._opened(device)
+        return self._decoders[device]
+
+    @functools.cached_property
+    def _resolved_device(self) -> str:
         from krstore.tensors import resolve_device
 
+        return resolve_device(self.device)
+
+    def _opened(self, device: str) -> Decoder:
+        from krstore.codec import OpenContext
+        from krstore.registry import get_sample_codec
+
         self._check_installed()
-        context = OpenContext(spec=self.source, kept=len(self), labels=self.labels, device=resolve_device(self.device))
+        context = OpenContext(spec=self.source, kept=len(self), labels=self.labels, device=device)
         with self._reading():
-            return get_sample_codec(self.codec).open(PayloadView(self._container), context)
+            decoder = get_sample_codec(self.codec).open(PayloadView(self._container), context)
+        if self._cache_limit is not None:
+            decoder.cache(self._cache_limit)
+        return decoder
 
     def shared_decoder(self) -> SharedDecoder:
         """Return the decoder without its samples, for an encode that is to use it as it is; it has been opened."""
@@ -168,6 +193,7 @@ class Store(StoreFile[Header]):
 
     def cache(self, limit: int) -> None:
         """Keep up to `limit` bytes of what is read and entropy-decoded, what is kept already included; 0 forgets it."""
+        self._cache_limit = limit
         self.decoder.cache(limit)
 
     @property
