@@ -107,6 +107,7 @@ def strictness(folder: Path) -> Iterator[str]:
     refused: dict[str, Callable[[], object]] = {
         "sum": lambda: here + there, "index": lambda: here[there.long()], "array": lambda: np.asarray(there),
         "network": lambda: torch.nn.Linear(3, 2)(there), "write": lambda: there.index_put_((here.long(),), here),
+        "double": lambda: there.double(),
     }  # fmt: skip
     for name, act in refused.items():
         try:

@@ -1,8 +1,8 @@
 """A device that is none: its tensors say ``cudaw:0``, hold CPU tensors, and are as strict as a GPU's.
 
-What torch refuses of tensors of two devices is refused here, in all threads and forked workers, and what is computed is
-what the CPU computes: so code that is for a GPU runs on a machine without one. That the name begins with ``cuda`` takes
-it through what krstore does on GPUs alone, but for autocast and TF32.
+What torch refuses of tensors of two devices is refused here, in all threads and forked workers, as float64 is by
+Apple's GPUs, and what is computed is what the CPU computes: so code that is for a GPU runs on a machine without one.
+That the name begins with ``cuda`` takes it through what krstore does on GPUs alone, but for autocast and TF32.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FREE_BYTES = 4 << 30
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}  # indices may be the CPU's
-_LIBRARY = torch.library.Library("aten", "IMPL")
 PLACED_BY_FIRST = {aten.copy_.default, *INDEXED}
+_LIBRARY = torch.library.Library("aten", "IMPL")  # what it registers lasts as long as it does
 
 
 class _Module(backend._DummyBackendModule):
@@ -46,6 +46,8 @@ class Elsewhere(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Elsewhere:
+        if inner.dtype is torch.float64:
+            raise TypeError("this device has no float64")
         made = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             layout=inner.layout, device=torch.device(DEVICE),

@@ -19,7 +19,7 @@ CODECS = ["raw", "pq", "transform", "autoencoder", "krnet", "herding", "kmeans",
 @pytest.mark.parametrize(
     ("cases", "expected"),
     [
-        ("strictness", ["sum", "index", "array", "network", "write"]),
+        ("strictness", ["sum", "index", "array", "network", "write", "double"]),
         ("extraction", ["extract"]),
         ("codecs", CODECS),
         ("learners", sorted(LEARNERS)),
