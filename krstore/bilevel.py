@@ -124,8 +124,9 @@ class Units:
         return (values - self.mean) / self.spread
 
     def raw(self, scaled: Tensor) -> Tensor:
-        """Undo `scaled`, within the range."""
-        return torch.clamp(scaled * self.spread + self.mean, self.low, self.high)
+        """Undo `scaled`, within the range; at its ends gradients are whole, which clamp's are not in every torch."""
+        values = scaled * self.spread + self.mean
+        return torch.where(values < self.low, self.low, torch.where(values > self.high, self.high, values))
 
 
 def _replaced(network: nn.Module) -> set[str]:
