@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils import backend_registration
 
 from krstore.learning.learners import LEARNERS
 
@@ -16,6 +17,9 @@ CODECS = ["raw", "pq", "transform", "autoencoder", "krnet", "herding", "kmeans",
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="torch 2.9 or later"
+)
 @pytest.mark.parametrize(
     ("cases", "expected"),
     [
