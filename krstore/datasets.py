@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from krstore.arrays import ArraySource, array_of, integers
+from krstore.dtypes import numpy_dtype
 from krstore.errors import ArchiveError, UsageError
 from krstore.source import Array, Ids
 
@@ -105,7 +106,7 @@ class DatasetSource:
                     f"sample {number} of the dataset is {sample.shape} {sample.dtype}, sample 0 is {self.spec.shape} "
                     f"{self.spec.dtype}; bring all to one shape and type"
                 )
-        return np.stack(found)
+        return np.stack(found) if found else np.empty((0, *self.spec.shape), numpy_dtype(self.spec.dtype))
 
     def _sample(self, number: int) -> Array:
         return _values(_parts(self._dataset[number])[0])

@@ -29,6 +29,7 @@ def test_pairs_become_a_store(tmp_path: Path, threads: int) -> None:
     dataset = Subset(TensorDataset(X, Y), [5, 0, 2])
     source = krstore.DatasetSource(dataset, threads=threads, attributes={"layer": "conv1"})
     assert repr(source) == "DatasetSource(3 samples of (2, 3, 3) float32)"
+    assert source.read(np.empty(0, np.int64)).shape == (0, 2, 3, 3)
     store = krstore.encode(source, tmp_path / "x.krs", "raw")
     torch.testing.assert_close(store.decode_tensor(np.arange(3)), X[[5, 0, 2]])
     assert store.labels is not None

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}  # indices may be the CPU's
 PLACED_BY_FIRST = {aten.copy_.default, *INDEXED}
-_LIBRARY = torch.library.Library("aten", "IMPL")  # what it registers lasts as long as it does
+_KERNELS = torch.library.Library("aten", "IMPL")
 
 
 class _Module(backend._DummyBackendModule):
@@ -112,7 +112,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor) or not here:
             return value
-        return known.get(id(value)) if id(value) in known else Elsewhere(value)
+        return known[id(value)] if id(value) in known else Elsewhere(value)
 
     return tree_map(placed, results)
 
@@ -148,9 +148,9 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 def install() -> None:
     """Give this process the device, for good."""
     backend._setup_privateuseone_for_python_backend(NAME, _Module())
-    _LIBRARY.impl("empty.memory_format", _empty, "PrivateUse1")
-    _LIBRARY.impl("empty_strided", _empty_strided, "PrivateUse1")
-    _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
+    _KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")
+    _KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")
+    _KERNELS.impl("_copy_from", _copy_from, "PrivateUse1")
     torch.Generator = _Generator  # type: ignore[misc]
     torch.cuda.mem_get_info = lambda device=None: (FREE_BYTES, 2 * FREE_BYTES)
     torch.nn.Module.compile = lambda self: None  # type: ignore[method-assign]
