@@ -101,6 +101,11 @@ def test_ablations(tmp_path: Path) -> None:
     assert (row["name"], len(row["accuracy"])) == ("krnet", 3)
 
 
+def test_strengths(tmp_path: Path) -> None:
+    (row,) = tiny("incremental.strengths", tmp_path)["rows"]
+    assert (row["name"], row["strength"], len(row["accuracy"])) == ("ewc", 1, 3)
+
+
 def test_budgets(tmp_path: Path) -> None:
     (row,) = tiny("incremental.budgets", tmp_path)["rows"]
     assert (row["name"], row["seed"], len(row["accuracy"])) == ("kril, transform", 0, 3)

@@ -101,6 +101,19 @@ def ablations(document: Document) -> str:
     return f"{table(head, cells)}\n\n{footer(document)}"
 
 
+def strengths(document: Document) -> str:
+    """What methods that hold on to weights learn, by how strongly they do."""
+    cells = [
+        [
+            row["name"], f"{row['strength']:g}",
+            *(f"{100 * row[figure]:.2f}" if figure in row else "-" for figure in ("last", "average_incremental")),
+        ]
+        for row in document["rows"]
+    ]  # fmt: skip
+    head = ["", "lambda", "last, %", "average, %"]
+    return f"{table(head, cells)}\n\nA dash: the loss does not stay finite.\n\n{footer(document)}"
+
+
 PAPER = {"memo": 73.16, "icarl": 71.85, "wa": 71.39, "replay": 70.61, "der": 69.52}  # average, of MEMO's comparison
 
 
@@ -256,5 +269,6 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "learning": learning,
     "mnemonics": mnemonics,
     "packnet": packnet,
+    "strengths": strengths,
     "twenty_steps": twenty_steps,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from krstore.replay import Replayable
 from krstore.source import Source, Subset
 from krstore.tensors import as_tensor
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "lent"]
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -130,6 +131,32 @@ class Feed:
 
     def _seed(self, task: Task) -> int:
         return 1000 * self.seed + task.number
+
+
+@contextlib.contextmanager
+def lent(samples: SampleBatches) -> Iterator[SampleBatches]:
+    """Let a learner look at samples while the block lasts.
+
+    Raises:
+        UsageError: it looks at them later.
+    """
+    lender = [samples]
+
+    def look(count: int | None = None) -> Batches:
+        if lender:
+            for batch in lender[0](count):
+                yield batch
+                if not lender:
+                    break
+        if not lender:
+            raise UsageError(
+                "a learner looks at samples that it was lent for an earlier call; what it needs of them is its state"
+            )
+
+    try:
+        yield look
+    finally:
+        lender.clear()
 
 
 def _as_they_are(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from krstore.learning.budget import Budget
 from krstore.learning.config import RunConfig, Training
 from krstore.learning.data import Dataset, open_dataset
 from krstore.learning.evaluation import evaluated, probed
-from krstore.learning.feed import Feed
+from krstore.learning.feed import Feed, lent
 from krstore.learning.front import cut, seen_through
 from krstore.learning.learners import get_learner
 from krstore.learning.learners.base import Rehearsal, frozen
@@ -227,7 +227,8 @@ class _Run:
         if self.config.transfer and not first:
             self.network.transfer()
         learner.begin_step(task)
-        learner.imprint(task, self.feed.some(new))
+        with lent(self.feed.some(new)) as samples:
+            learner.imprint(task, samples)
         trained = self._path("trained", task.number)
         if trained.exists():
             self._began -= self.state.load(trained, self.device)
@@ -238,7 +239,8 @@ class _Run:
             self._cut()
             new = self.scenario.train(0)
         self._draw_anew(task)
-        learner.end_step(task, self.feed.some(new))
+        with lent(self.feed.some(new)) as samples:
+            learner.end_step(task, samples)
         if self.recall is not None:
             self._share_budget()
             self.recall.take(task.number, new, self._seeing())
@@ -249,7 +251,8 @@ class _Run:
                 learner.begin_finetuning(task)
                 remembered = self.feed.remembered(task, known, self.config.finetuning.batch_size)
                 self._train(task, self.config.finetuning, remembered, learner.exemplar_losses)
-            learner.remember(lambda count=None: self.feed.batches(known))
+            with lent(lambda count=None: self.feed.batches(known)) as samples:
+                learner.remember(samples)
 
     def _learn_from(self, task: Task, new: Subset) -> None:
         """Train on a task's samples and what is replayed beside them; all of them are let go of in the end."""
@@ -264,7 +267,8 @@ class _Run:
         if again:
             self._train(task, shortened(training, again), stream)
         if held_out:
-            self.learner.calibrate(lambda count=None: self.feed.held_out(held_out))
+            with lent(lambda count=None: self.feed.held_out(held_out)) as samples:
+                self.learner.calibrate(samples)
 
     def _draw_anew(self, task: Task) -> None:
         """Seed what is drawn next by the task, whatever a resumed step has left out."""

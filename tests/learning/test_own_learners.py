@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 from learning_runs import KilledAfter, config
+from torch import Tensor
 
 from krstore import plugins
 from krstore.errors import ConfigError, KrstoreError, UnknownNameError, UsageError
@@ -16,6 +18,9 @@ from krstore.learning import LEARNERS, build_run_config, get_learner, learn, lea
 from krstore.learning.building import PRESETS
 from krstore.learning.describe import describe_learner
 from krstore.learning.learners import GROUP
+from krstore.learning.learners.base import SampleBatches
+from krstore.learning.learners.finetune import Finetune
+from krstore.learning.scenario import Task
 from krstore_cli.app import run
 
 FAKE = Path(__file__).parents[1] / "fake_codec"
@@ -157,3 +162,36 @@ def test_a_class_in_the_current_folder(
              "--preset", "fast", "--set", "training.epochs=1", "--device", "cpu"]  # fmt: skip
     assert run(["learn", "halved:Halved", *words, "-o", "run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["method"] == "halved:Halved"
+
+
+class Hoarder(Finetune):
+    """Keeps what it was lent, to look at it when the next task has come; with `begun` from a batch that it has seen."""
+
+    name = "hoarder"
+    begun = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.kept: list[Iterator[tuple[Tensor, Tensor]]] = []
+
+    def end_step(self, task: Task, samples: SampleBatches) -> None:
+        self.kept.append(samples())
+        if self.begun:
+            next(self.kept[0])
+
+    def begin_step(self, task: Task) -> None:
+        for samples in self.kept:
+            next(samples)
+
+
+class BegunHoarder(Hoarder):
+    name = "begun_hoarder"
+    begun = True
+
+
+@pytest.mark.parametrize("method", [Hoarder, BegunHoarder])
+def test_samples_that_a_learner_was_lent_are_gone_with_their_task(
+    data: Path, tmp_path: Path, method: type[Hoarder]
+) -> None:
+    with pytest.raises(UsageError, match="samples that it was lent for an earlier call"):
+        learn(config(data, f"{__name__}:{method.__name__}"), tmp_path / "run")

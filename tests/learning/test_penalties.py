@@ -64,18 +64,23 @@ def test_penalties_and_how_importances_are_kept() -> None:
     anchor, importance = {"w": torch.tensor([[0.0, 2.0], [1.0, 4.0]])}, {"w": torch.tensor([[1.0, 5.0], [0.5, 7.0]])}
     assert penalty(weights, anchor, importance).item() == 1 * 1 + 0.5 * 4
     task = Task(1, 3, 4, (9,))
-    for learner, expected in ((EWC({"clamp": 0.4}, two_weights(), 0), 0.75), (MAS({}, two_weights(), 0), 1.0)):
-        measured = learner.importance(task, lambda count=None: iter([(X, Y)]))
-        learner.load_state({name: torch.ones_like(value) for name, value in measured.items()})
+    averaging, adding = EWC({"average": True}, two_weights(), 0), EWC({}, two_weights(), 0)
+    for learner, before, own in ((averaging, 0.75, 0.25), (adding, 1, 1), (MAS({}, two_weights(), 0), 1, 1)):
+        alone = learner.importance(Task(0, 0, 2, (1, 2)), lambda count=None: iter([(X, Y)]))
+        learner.load_state({name: torch.ones_like(value) for name, value in alone.items()})
         again = learner.importance(task, lambda count=None: iter([(X, Y)]))
-        own = 0.25 if learner.name == "ewc" else 1.0
-        torch.testing.assert_close(
-            again["head.weight"], expected + own * measured["head.weight"] / (0.25 if own < 1 else 1)
-        )
+        torch.testing.assert_close(again["head.weight"], before + own * alone["head.weight"])
     assert EWC({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 15
     assert MAS({"strength": 10}, two_weights(), 0).pull(torch.tensor(3.0)).item() == 30
     ewc = EWC({"clamp": 0.01}, two_weights(), 0).importance(Task(0, 0, 2, (1, 2)), lambda count=None: iter([(X, Y)]))
     assert max(float(value.max()) for value in ewc.values()) == pytest.approx(0.01)
+
+
+def test_the_fisher_information_is_not_limited_unless_asked_for() -> None:
+    task = Task(0, 0, 2, (1, 2))
+    measured = EWC({}, two_weights(), 0).importance(task, lambda count=None: iter([(X, Y)]))
+    p = torch.softmax(torch.tensor([0.0, 2.0]), 0)  # of the second sample, whose label has the smaller score
+    assert float(measured["head.weight"][0, 1]) == pytest.approx(float((1 - p[0]) ** 2) / 2)
 
 
 class Once:

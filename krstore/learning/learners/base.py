@@ -40,7 +40,10 @@ __all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches", "cross_entr
 
 
 class SampleBatches(Protocol):
-    """Yields the samples of a task, (x, y), each time that it is called; all, or a random number of them."""
+    """Yields the samples of a task, (x, y), each time that it is called; all, or a random number of them.
+
+    They are there while the learner's method that was given them runs, and a `UsageError` afterwards.
+    """
 
     def __call__(self, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]: ...
 

@@ -57,19 +57,25 @@ class GFRConfig(LearnerConfig, frozen=True, kw_only=True):
 class Generator(nn.Module):
     """Noise (B, Z) and classes (B,) to embeddings (B, D): two hidden layers, rectified at the end.
 
-    A class adds a row to the first layer's answer, which is a one-hot vector beside the noise, for any number of them.
+    A class adds a row to the first layer's answer, which is a one-hot vector beside the noise, for any number of them;
+    the rows begin as that layer's weights would.
     """
 
     def __init__(self, latent: int, hidden: int, width: int) -> None:
         super().__init__()
-        self.noise, self.classes = nn.Linear(latent, hidden), nn.Embedding(1, hidden)
+        self.noise, self.classes = nn.Linear(latent, hidden), nn.Embedding(0, hidden)
         self.rest = nn.Sequential(
             nn.LeakyReLU(SLOPE), nn.Linear(hidden, hidden), nn.LeakyReLU(SLOPE), nn.Linear(hidden, width), nn.ReLU()
         )
 
     def grow(self, classes: int) -> None:
         """Know more classes; those that it knows keep their rows."""
-        self.classes = _grown(self.classes, classes)
+        bound = (self.noise.in_features + classes) ** -0.5
+        with torch.device(self.classes.weight.device):
+            grown = nn.Embedding(classes, self.classes.embedding_dim)
+        with torch.no_grad():
+            grown.weight.uniform_(-bound, bound)[: self.classes.num_embeddings] = self.classes.weight
+        self.classes = grown
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """Generate."""
@@ -215,11 +221,3 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
-
-
-def _grown(table: nn.Embedding, rows: int) -> nn.Embedding:
-    with torch.device(table.weight.device):
-        grown = nn.Embedding(rows, table.embedding_dim)
-    with torch.no_grad():
-        grown.weight[: min(rows, table.num_embeddings)] = table.weight[:rows]
-    return grown
