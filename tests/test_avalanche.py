@@ -23,11 +23,11 @@ from avalanche.benchmarks.scenarios.supervised import class_incremental_benchmar
 from avalanche.benchmarks.utils import as_classification_dataset  # noqa: E402
 from avalanche.checkpointing import maybe_load_checkpoint, save_checkpoint  # noqa: E402
 from avalanche.evaluation.metrics import accuracy_metrics  # noqa: E402
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin  # noqa: E402
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin, SupervisedPlugin  # noqa: E402
 from avalanche.training.supervised import Naive  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from krstore.adapters.avalanche import FeatureReplay, StoredExemplars  # noqa: E402
+from krstore.adapters.avalanche import FeatureReplay, StoredExemplars, StoredReplay  # noqa: E402
 
 CLASSES, EACH = 6, 20
 
@@ -242,14 +242,61 @@ def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.Mo
         exec(block.split("```")[0], names)
 
 
+def through_webp(path: Path, plugin: type[ReplayPlugin], codec: str = "webp") -> tuple[Any, StoredExemplars, list[Any]]:
+    """Train on two experiences, and return the items that new samples were in the second one, by what replays."""
+    encoding = {} if codec == "webp_lossless" else {"ratio": 1.2}
+    stream = benchmark(images=True)
+    policy = StoredExemplars(24, path, codec=codec, transform=to_tensor, encoding=encoding)
+    plugins = [StoredReplay(policy) if plugin is StoredReplay else ReplayPlugin(24, storage_policy=policy)]
+    extractor, end = layers()
+    model = nn.Sequential(extractor, end)
+    strategy = Naive(
+        model=model, optimizer=torch.optim.Adam(model.parameters(), 0.02), train_mb_size=10, train_epochs=2,
+        plugins=plugins, evaluator=evaluator(),
+    )  # fmt: skip
+    strategy.train(stream.train_stream[0])
+    seen: list[Any] = []
+    shown = SupervisedPlugin()
+    shown.before_training_exp = lambda strategy, **more: seen.extend(strategy.adapted_dataset)
+    strategy.plugins.append(shown)
+    strategy.train(stream.train_stream[1])
+    return strategy, policy, seen
+
+
+@pytest.mark.parametrize(("codec", "alike"), [("webp", False), ("webp_lossless", True)])
+def test_new_items_pass_the_exemplars_lossy_codec_too(codec: str, alike: bool, tmp_path: Path) -> None:
+    """At about the exemplars' bytes a sample; with a lossless codec they are the experience's own."""
+    strategy, policy, seen = through_webp(tmp_path / "memory", StoredReplay, codec)
+    assert sorted(int(y) for _, y, *_ in seen) == [2] * EACH + [3] * EACH
+    own = {to_tensor(value).numpy().tobytes() for value in Labelled(images=True).values}
+    assert all((x.numpy().tobytes() in own) == alike for x, *_ in seen)
+    assert policy.memory.classes == dict.fromkeys(range(4), 6)
+    save(strategy, tmp_path / "checkpoint")
+
+
 def test_new_samples_beside_a_lossy_codecs_are_warned_of(tmp_path: Path) -> None:
-    for number, (codec, said) in enumerate((("webp", 1), ("webp_lossless", 0))):
+    cases = [(ReplayPlugin, "webp", 1), (ReplayPlugin, "webp_lossless", 0), (StoredReplay, "webp", 0)]
+    for number, (plugin, codec, said) in enumerate(cases):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            StoredExemplars(24, tmp_path / f"exemplars{number}", codec=codec)
-        assert sum("new samples are sharper" in str(one.message) for one in caught) == said
+            through_webp(tmp_path / f"exemplars{number}", plugin, codec)
+        assert sum("use StoredReplay in ReplayPlugin's place" in str(one.message) for one in caught) == said
+    stream = benchmark()
     for number, (through_codec, said) in enumerate(((False, 1), (True, 0))):
+        options = {"codec": "transform", "encoding": {"ratio": 4, "preset": "linear"}, "through_codec": through_codec}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            features(tmp_path / f"features{number}", codec="transform", through_codec=through_codec)
+            strategy = features(tmp_path / f"features{number}", **options)
+            for experience in stream.train_stream[:2]:
+                strategy.train(experience)
         assert sum("leave through_codec on" in str(one.message) for one in caught) == said
+
+
+def test_beside_exemplars_features_are_learnt_from_as_they_are(tmp_path: Path) -> None:
+    stream = benchmark()
+    strategy = features(tmp_path / "memory", codec="random", encoding={"settings": {"per_class": 2}})
+    seen: list[int] = []
+    strategy.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    strategy.train(stream.train_stream[0])
+    assert sum(seen) == 20 * 2 * EACH, "twenty epochs of all samples, of which two of a class are kept"
+    assert strategy.memory.classes == {0: 2, 1: 2}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from krstore.archives import open_archive, write_archive
 from krstore.codec import Codec, Kind
 from krstore.errors import UsageError
 from krstore.memory import Memory
-from krstore.memory.beside import encode_beside
+from krstore.memory.beside import encode_alike, encode_beside
 from krstore.memory.samples import MemorySamples
 from krstore.registry import get_sample_codec
-from krstore.source import Ids, SourceSpec, default_channel_axis
+from krstore.source import Ids, Source, SourceSpec, default_channel_axis
 from krstore.store.reader import Store
 from krstore.tensors import as_array
 
-__all__ = ["PIL", "Experiences"]
+__all__ = ["PIL", "Experiences", "warn"]
 
 PIL = "pil_image"  # an attribute of what is stored: the samples were images of Pillow's
 
@@ -42,14 +43,10 @@ class Experiences:
         self.memory = Memory.ensure(path, device=device)
         self.finished = 0
 
-    def warn(self, instead: str) -> None:
-        """Warn of new samples that are learnt from as they are, where old ones pass through a lossy codec."""
-        if not self._codec.lossless and self._codec.kind is not Kind.EXEMPLAR:
-            warnings.warn(
-                f"new samples are sharper than what {self._codec.name} makes of old ones, and a network learns to tell "
-                f"them apart by that; {instead}",
-                stacklevel=3,
-            )
+    @property
+    def chooses(self) -> bool:
+        """Whether the codec keeps some samples of an experience, not all."""
+        return self._codec.kind is Kind.EXEMPLAR
 
     def samples(self, before: int | None = None) -> MemorySamples | None:
         """Return what is kept of the experiences before one, by default of all that are finished."""
@@ -70,16 +67,44 @@ class Experiences:
         """Encode an experience's samples into a store, in the place of any of it or of later ones."""
         stale = [entry for entry, store in self.memory.pairs() if _experience(store) >= number]
         kept = [store for _, store in self.memory.pairs() if _experience(store) < number]
-        with tempfile.TemporaryDirectory() as folder:
-            archive = Path(folder) / "samples.h5"
-            _write(archive, batches, labels, number, attributes or {})
+        with _archived(batches, labels, number, attributes) as (source, folder):
             store = encode_beside(
-                self.memory, next(iter(kept), None), open_archive(archive), Path(folder) / "experience.krs",
-                self._codec.name, device=self._device, seed=self._seed, **self._encoding,
+                self.memory, next(iter(kept), None), source, folder / "experience.krs", self._codec.name,
+                device=self._device, seed=self._seed, **self._encoding,
             )  # fmt: skip
             (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
         self.finished = number + 1
         return self.memory.stores[self.memory.manifest.stores.index(entry)]
+
+    def passed(
+        self, number: int, batches: Iterable[Tensor], labels: Ids, attributes: Mapping[str, Any] | None, output: Path
+    ) -> MemorySamples:
+        """Return a new experience's samples as the codec of the last one's gives them back, at its rate, in a file."""
+        last = max((store for _, store in self.memory.pairs() if _experience(store) < number), key=_experience)
+        with _archived(batches, labels, number, attributes) as (source, _):
+            store = encode_alike(last, source, output, device=self._device, seed=self._seed)
+        return MemorySamples(output, [store], [()])
+
+
+def warn(samples: MemorySamples | None, instead: str) -> None:
+    """Warn of new samples that are learnt from as they are, where old ones have been through a lossy codec."""
+    if samples is not None and not samples.exact:
+        warnings.warn(
+            f"new samples are sharper than what {samples.path} makes of old ones, and a network learns to tell them "
+            f"apart by that; {instead}",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _archived(
+    batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any] | None
+) -> Iterator[tuple[Source, Path]]:
+    """Yield samples as an archive, and the folder that it is in while the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "samples.h5"
+        _write(path, batches, labels, experience, attributes or {})
+        yield open_archive(path), Path(folder)
 
 
 def _write(path: Path, batches: Iterable[Tensor], labels: Ids, experience: int, attributes: Mapping[str, Any]) -> None:

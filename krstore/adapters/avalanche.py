@@ -1,12 +1,13 @@
 """Avalanche: exemplars on disk for its `ReplayPlugin`, and a strategy that replays features, which the plugin cannot.
 
-Both keep what they replay in a `krstore.Memory`, one store an experience, and are written by Avalanche's
+All keep what they replay in a `krstore.Memory`, one store an experience, and are written by Avalanche's
 `save_checkpoint` as the memory's path. An experience that is trained again, after a checkpoint was loaded, takes the
 place of what it left before.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from krstore.adapters._experiences import PIL, Experiences
+from krstore.adapters._experiences import PIL, Experiences, warn
 from krstore.errors import MissingExtraError, UsageError
 from krstore.memory import Memory
 from krstore.memory.samples import MemorySamples
@@ -27,12 +28,13 @@ from krstore.tensors import as_tensor
 try:
     from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
     from avalanche.benchmarks.utils.flat_data import ConstantSequence
+    from avalanche.training.plugins import ReplayPlugin
     from avalanche.training.storage_policy import ExemplarsBuffer
     from avalanche.training.templates import SupervisedTemplate
 except ImportError:
     raise MissingExtraError("avalanche", "avalanche", "krstore.adapters.avalanche") from None
 
-__all__ = ["FeatureReplay", "StoredExemplars"]
+__all__ = ["FeatureReplay", "StoredExemplars", "StoredReplay"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -41,8 +43,9 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
     """A storage policy for `ReplayPlugin`: random exemplars, as many of each class, in a memory on disk.
 
     Kept are the datasets' items before their transforms: PIL images as uint8 (H, W, C), tensors as they are. When the
-    share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time. Avalanche trains
-    on an experience's own items as they are; beside a lossy codec's they are sharper, of which there is a warning.
+    share of a class shrinks, its store is encoded again; a lossy codec loses a little more each time. `ReplayPlugin`
+    trains on an experience's own items as they are; beside a lossy codec's they are sharper, of which there is a
+    warning: `StoredReplay` lets them pass through the codec too.
 
     Args:
         max_size: exemplars in all; `ReplayPlugin(mem_size=...)` wants the same number.
@@ -75,9 +78,8 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         if not adaptive_size and not total_num_classes:
             raise UsageError("adaptive_size=False needs total_num_classes, a positive number")
         self._memory = Experiences(path, codec, seed, device, encoding)
-        self._memory.warn("use FeatureReplay, or a lossless codec")
         self._transform, self._divisor, self._seed = transform, None if adaptive_size else total_num_classes, seed
-        self._with_tasks = False
+        self._with_tasks, self._alike = False, -1
         super().__init__(max_size)
 
     @property
@@ -89,13 +91,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
     def buffer(self) -> AvalancheDataset[Any]:
         """The exemplars, as a dataset."""
         samples = self._memory.samples()
-        if samples is None:
-            return AvalancheDataset([])
-        attributes = [DataAttribute(samples.labels.tolist(), "targets")]
-        if self._with_tasks:
-            tasks = ConstantSequence(0, len(samples))
-            attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
-        return AvalancheDataset([_Items(samples, self._transform)], data_attributes=attributes)
+        return AvalancheDataset([]) if samples is None else self._dataset(samples)
 
     @buffer.setter
     def buffer(self, new_buffer: AvalancheDataset[Any]) -> None:
@@ -105,18 +101,29 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
     def post_adapt(self, agent_state: Any, exp: Any) -> None:
         """Keep exemplars of the experience that was just trained on, and no more of older classes than is left."""
         self._with_tasks = _with_tasks(exp)
-        items = exp.dataset.train().remove_current_transform_group()
+        if self._alike != exp.current_experience:
+            warn(self._memory.samples(before=exp.current_experience), "use StoredReplay in ReplayPlugin's place")
         labels = _labels(exp)
         own = class_indices(labels)
         classes = own.keys() | self._memory.classes(exp.current_experience)
         rng = np.random.default_rng([self._seed, exp.current_experience])
-        chosen = [rng.permutation(ids)[: self._quota(len(classes))] for ids in own.values()]
-        ids = np.concatenate(chosen)
-        chosen_items = items.subset(ids.tolist())
-        loader = DataLoader(chosen_items, batch_size=64, collate_fn=_as_stored)
-        attributes = {PIL: not isinstance(chosen_items[0][0], Tensor)}
-        self._memory.take(exp.current_experience, loader, labels[ids], attributes)
+        ids = np.concatenate([rng.permutation(ids)[: self._quota(len(classes))] for ids in own.values()])
+        self._memory.take(exp.current_experience, *_items(exp, ids))
         self.memory.trim(self._quota(len(classes)))
+
+    def passed(self, exp: Any, output: Path) -> AvalancheDataset[Any] | None:
+        """Return an experience's items as the lossy codec of earlier ones gives them back; `None` where none has.
+
+        Args:
+            exp: the experience, not trained on yet.
+            output: the store that the items are in, new.
+        """
+        earlier = self._memory.samples(before=exp.current_experience)
+        if earlier is None or earlier.exact:
+            return None
+        self._with_tasks, self._alike = _with_tasks(exp), exp.current_experience
+        items = _items(exp, np.arange(len(exp.dataset)))
+        return self._dataset(self._memory.passed(exp.current_experience, *items, output))
 
     def resize(self, strategy: Any, new_size: int) -> None:
         """Keep no more than `new_size` exemplars from now on."""
@@ -129,6 +136,43 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         if not quota:
             raise UsageError(f"max_size={self.max_size} is less than one exemplar of each of {classes} classes")
         return int(quota)
+
+    def _dataset(self, samples: MemorySamples) -> AvalancheDataset[Any]:
+        attributes = [DataAttribute(samples.labels.tolist(), "targets")]
+        if self._with_tasks:
+            tasks = ConstantSequence(0, len(samples))
+            attributes.append(DataAttribute(tasks, "targets_task_labels", use_in_getitem=True))
+        return AvalancheDataset([_Items(samples, self._transform)], data_attributes=attributes)
+
+
+class StoredReplay(ReplayPlugin):  # type: ignore[misc]
+    """`ReplayPlugin` with stored exemplars: beside a lossy codec's, new items pass through the codec too.
+
+    From the second experience on they are what the codec gives back at the exemplars' bytes a sample, and then through
+    the exemplars' transform, in their own one's place. With a lossless codec nothing is done to them.
+
+    Args:
+        exemplars: what is replayed, and how many.
+        options: Avalanche's `ReplayPlugin` takes them.
+    """
+
+    def __init__(self, exemplars: StoredExemplars, **options: Any) -> None:
+        super().__init__(exemplars.max_size, storage_policy=exemplars, **options)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def after_train_dataset_adaptation(self, strategy: Any, **more: Any) -> None:
+        """Let the experience's items pass through the codec."""
+        self._folder = tempfile.TemporaryDirectory()
+        passed = self.storage_policy.passed(strategy.experience, Path(self._folder.name) / "passed.krs")
+        if passed is not None:
+            strategy.adapted_dataset = passed
+
+    def after_training_exp(self, strategy: Any, **more: Any) -> None:
+        """Keep exemplars of the experience."""
+        super().after_training_exp(strategy, **more)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
@@ -146,7 +190,7 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         codec: a registered codec's name. Later stores use the first one's decoder where it can be shared.
         share: replayed samples in a batch, from 0 to below 1; default in proportion to what is stored.
         balance: in what order earlier samples are replayed; see `krstore.Replay`.
-        through_codec: train on new features as the codec gives them back; otherwise as they are.
+        through_codec: train on new features as the codec gives them back; otherwise, and beside exemplars, as they are.
         seed: of codec and order.
         encoding: other arguments of `krstore.encode`, `ratio` and `settings` for example.
         cache_bytes: see `krstore.Replay`.
@@ -174,8 +218,6 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         super().__init__(model=model, **options)
         self.extractor = extractor.to(self.device).eval().requires_grad_(False)
         self._memory = Experiences(path, codec, seed, str(self.device), encoding)
-        if not through_codec:
-            self._memory.warn("leave through_codec on")
         self._share, self._balance, self._through_codec = share, balance, through_codec
         self._seed, self._cache_bytes = seed, cache_bytes
 
@@ -198,7 +240,8 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         arguments = {"device": self.device, "seed": self._seed, "cache_bytes": self._cache_bytes}
         old = None if earlier is None else Replay(earlier, balance=self._balance, **arguments)
         new: _Extracted | Replay = store.replay(self.train_mb_size, **arguments)
-        if not self._through_codec:
+        if not self._through_codec or self._memory.chooses:
+            warn(earlier, "leave through_codec on, with a codec that keeps all samples")
             train = self.experience.dataset.train()
             new = _Extracted(DataLoader(train, batch_size=self.train_mb_size, shuffle=True, **loading), self.features)
         share = self._share
@@ -281,6 +324,13 @@ def _as_stored(items: Sequence[Any]) -> Tensor:
 
 def _labels(experience: Any) -> Ids:
     return np.array([int(label) for label in experience.dataset.targets], np.int64)
+
+
+def _items(experience: Any, ids: Ids) -> tuple[DataLoader[Any], Ids, dict[str, bool]]:
+    """Return an experience's items before their transforms, as they are stored, their labels and attributes."""
+    items = experience.dataset.train().remove_current_transform_group().subset(ids.tolist())
+    loader = DataLoader(items, batch_size=64, collate_fn=_as_stored)
+    return loader, _labels(experience)[ids], {PIL: not isinstance(items[0][0], Tensor)}
 
 
 def _with_tasks(experience: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
-from krstore.memory.beside import encode_beside
+from krstore.memory.beside import encode_alike, encode_beside
 from krstore.memory.reshape import storage
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
@@ -133,14 +132,9 @@ class Recall:
         """Return the new samples of a task as the codec of the exemplars gives them back, at the exemplars' rate."""
         path = self._passed(number)
         if not path.exists():
-            last = self.memory.stores[-1]
-            codec, settings = storage(last)
-            share, sizes = samples.spec.samples / len(last), last.bytes
-            limit = sizes.network + math.ceil(share * (sizes.file - sizes.network))
-            encode(
-                samples, path, codec, settings=settings, max_bytes=limit, device=self._device, seed=self._seed,
-                resume="auto", progress=self._progress,
-            )  # fmt: skip
+            encode_alike(
+                self.memory.stores[-1], samples, path, device=self._device, seed=self._seed, progress=self._progress
+            )
         return Store(path, device=self._device)
 
     def take(self, number: int, samples: Subset, network: nn.Module) -> None:
