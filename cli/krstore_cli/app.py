@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 __all__ = ["main", "run"]
 
+GROUPS = ("memory",)  # of commands; alone they mean their help, as the program's name does
+
 
 def run(args: Sequence[str]) -> int:
     """Run one command line, without the program's name, and return its exit code.
@@ -23,7 +25,8 @@ def run(args: Sequence[str]) -> int:
     output.open_streams()
     output.begin()
     try:
-        code = get_command(app).main(list(args) or ["--help"], prog_name="krstore", standalone_mode=False)
+        asked = [*args, "--help"] if list(args) in ([], *([name] for name in GROUPS)) else list(args)
+        code = get_command(app).main(asked, prog_name="krstore", standalone_mode=False)
         if code == errors.INTERRUPTED:  # how Typer says it
             raise KeyboardInterrupt
     except SystemExit as stop:  # shell completion ends so

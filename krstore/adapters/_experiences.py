@@ -16,7 +16,8 @@ from krstore.archives import open_archive, write_archive
 from krstore.codec import Codec, Kind
 from krstore.errors import UsageError
 from krstore.memory import Memory
-from krstore.memory.beside import encode_alike, encode_beside
+from krstore.memory.alike import encode_alike
+from krstore.memory.beside import encode_beside
 from krstore.memory.samples import MemorySamples
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, Source, SourceSpec, default_channel_axis

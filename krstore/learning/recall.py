@@ -18,8 +18,8 @@ from krstore.learning.adjusting import adjusted
 from krstore.learning.config import MemoryConfig
 from krstore.learning.scenario import Scenario, Task
 from krstore.memory import Memory
-from krstore.memory.beside import encode_alike, encode_beside
-from krstore.memory.reshape import storage
+from krstore.memory.alike import encode_alike, storage
+from krstore.memory.beside import encode_beside
 from krstore.memory.samples import MemorySamples
 from krstore.progress import Progress
 from krstore.registry import get_sample_codec

@@ -1,13 +1,11 @@
-"""Encoding samples for a memory that has such samples already: with their decoder, or as exactly as they are."""
+"""Encoding samples for a memory that has a decoder of such samples already."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krstore.errors import DecoderMismatchError
-from krstore.memory.reshape import storage
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Source
@@ -18,7 +16,7 @@ from krstore.store.writer import encode
 if TYPE_CHECKING:
     from krstore.memory.collection import Collection
 
-__all__ = ["encode_alike", "encode_beside", "target_beside"]
+__all__ = ["encode_beside", "target_beside"]
 
 
 def encode_beside(
@@ -84,25 +82,3 @@ def target_beside(
         return {"max_mse": max_mse}
     held = [part.bytes for part in decoder.header.members.values() if part.sha256 in memory.manifest.networks]
     return {"max_bytes": target.max_bytes + sum(held)}
-
-
-def encode_alike(
-    store: Store, source: Source, output: Path, *, device: str = "auto", seed: int = 0, progress: Progress = SILENT
-) -> Store:
-    """Encode samples with the codec that a store's are stored with, exemplars' too, at its bytes a sample at most.
-
-    They come out as unlike what they were as the store's do, so that a network cannot tell old from new by that.
-
-    Args:
-        source, output, device, seed, progress: see `krstore.encode`; an interrupted call is taken up.
-
-    Raises:
-        as `krstore.encode`.
-    """
-    codec, settings = storage(store)
-    share, sizes = source.spec.samples / len(store), store.bytes
-    limit = sizes.network + math.ceil(share * (sizes.file - sizes.network))
-    return encode(
-        source, output, codec, settings=settings, max_bytes=limit, device=device, seed=seed, resume="auto",
-        progress=progress,
-    )  # fmt: skip

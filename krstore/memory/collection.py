@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,10 @@ from krstore.errors import CorruptStoreError, KrstoreError, OutputError, UsageEr
 from krstore.memory.folder import Folder
 from krstore.memory.manifest import Entry, Manifest, read_manifest, write_manifest
 from krstore.memory.samples import MemorySamples
+from krstore.memory.stored import MemoryStore
 from krstore.progress import SILENT, Progress
+from krstore.source import Ids, Source, SourceSpec
+from krstore.store.header import SourceInfo
 from krstore.store.reader import Store
 
 __all__ = ["AnyStore", "Collection"]
@@ -30,6 +34,7 @@ class Collection:
     def __init__(self, path: str | Path, *, device: str = "auto") -> None:
         self.path, self.device = Path(path), device
         self.folder = Folder(self.path)
+        self._opened: dict[str, MemoryStore] = {}  # what is kept of them in memory outlives a change of the others
         self.reload()
 
     @classmethod
@@ -82,19 +87,24 @@ class Collection:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all its files: manifest, stores, and the networks, each once."""
+        """The bytes of its files: manifest, stores, and the networks, each once; unfinished encodes do not count."""
         networks = sum(map(self.folder.network_bytes, self.manifest.networks))
         return self.folder.manifest_bytes + sum(entry.bytes for entry in self.manifest.stores) + networks
 
     @functools.cached_property
-    def stores(self) -> list[Store]:
+    def stores(self) -> list[MemoryStore]:
         """The open stores, in the manifest's order.
 
         Where another process has removed one since the manifest was read, the manifest is read again.
         """
         while True:
+            known = {name: store for name, store in self._opened.items() if store.unchanged}
             try:
-                return [self.folder.open(entry, self.device) for entry in self.manifest.stores]
+                self._opened = {
+                    entry.sha256: known.get(entry.sha256) or self.folder.open(entry, self.device)
+                    for entry in self.manifest.stores
+                }
+                return list(self._opened.values())
             except (UsageError, CorruptStoreError):
                 newer = read_manifest(self.path)
                 if newer == self.manifest:
@@ -127,6 +137,17 @@ class Collection:
         pairs = self.pairs()
         return MemorySamples(self.path, [store for _, store in pairs], [entry.dropped for entry, _ in pairs])
 
+    def check_source(self, source: Source, path: Path) -> None:
+        """Refuse samples that cannot be appended, before they are encoded.
+
+        Args:
+            path: of them, for messages.
+
+        Raises:
+            UsageError: they have no labels, or another shape or dtype than the memory's.
+        """
+        self._check(path, source.labels, source.spec, self.manifest.stores)
+
     def append(self, *stores: AnyStore, progress: Progress = SILENT) -> list[Entry]:
         """Take copies of stores into the memory, all or none; a store that is in it already is not taken twice.
 
@@ -154,20 +175,20 @@ class Collection:
         """Replay these classes no more, and return how many bytes that frees.
 
         Stores are immutable: one of which nothing is left goes; of others these samples are hidden, and go when the
-        store is next merged or shrunk.
+        store is next merged, or shrunk to fewer bytes.
 
         Raises:
-            UsageError: a class is not in the memory.
+            UsageError: a class is not in the memory, or no integer.
         """
-        before = self.bytes
+        before, unwanted = self.bytes, {_label(label) for label in classes}
         with self._changing() as (manifest, commit):
             known = {label for entry in manifest.stores for label in entry.live}
-            missing = sorted(set(classes) - known)
+            missing = sorted(unwanted - known)
             if missing:
                 raise UsageError(f"class {missing[0]} is not in {self.path}; it has {sorted(known)}")
             entries = []
             for entry in manifest.stores:
-                hidden = sorted({*entry.dropped, *(set(classes) & entry.classes.keys())})
+                hidden = sorted({*entry.dropped, *(unwanted & entry.classes.keys())})
                 if set(hidden) != entry.classes.keys():
                     entries.append(msgspec.structs.replace(entry, dropped=tuple(hidden)))
             commit(entries)
@@ -213,10 +234,7 @@ class Collection:
         """Take a store into `entries`; one that is there is written anew, and replays all of its classes again."""
         sha256 = self.folder.identity(store)
         known = [number for number, entry in enumerate(entries) if entry.sha256 == sha256]
-        if store.labels is None:
-            raise UsageError(f"{store.path} has no labels; a memory replays samples with labels")
-        if entries and not known:
-            self._compare(store, entries[0])
+        self._check(store.path, store.labels, store.source, () if known else entries)
         store.check()
         adopted = self.folder.adopt(store)
         if known:
@@ -225,12 +243,16 @@ class Collection:
             entries.append(adopted)
         return adopted
 
-    def _compare(self, store: Store, entry: Entry) -> None:
-        with self.folder.open(entry, self.device) as first:
-            own, other = ((s.source.shape, s.source.dtype, s.source.channel_axis) for s in (store, first))
+    def _check(self, path: Path, labels: Ids | None, spec: SourceSpec | SourceInfo, entries: Sequence[Entry]) -> None:
+        if labels is None:
+            raise UsageError(f"{path} has no labels; a memory replays samples with labels")
+        if not entries:
+            return
+        with self.folder.open(entries[0], self.device) as first:
+            own, other = ((s.shape, s.dtype, s.channel_axis) for s in (spec, first.source))
         if own != other:
             raise UsageError(
-                f"{store.path} holds samples of {own[0]} {own[1]}; those of {self.path} have {other[0]} {other[1]}"
+                f"{path} holds samples of {own[0]} {own[1]}; those of {self.path} have {other[0]} {other[1]}"
             )
 
     @contextlib.contextmanager
@@ -246,3 +268,12 @@ class Collection:
         with self.folder.locked():
             self.reload()
             yield self.manifest, commit
+
+
+def _label(label: object) -> int:
+    try:
+        if not isinstance(label, bool):
+            return operator.index(label)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise UsageError(f"class {label!r} is no integer label")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from krstore.errors import CorruptStoreError, OutputError
+from krstore.errors import CorruptStoreError, KrstoreError, OutputError
 from krstore.files import locked, sole_writer
 from krstore.memory.manifest import MANIFEST, Entry, Manifest, write_manifest
 from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
@@ -72,6 +72,11 @@ class Folder:
             CorruptStoreError: it is missing.
         """
         return _size(self.path / NETWORKS / sha256)
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """The bytes of encodes that were interrupted, or are under way."""
+        return sum(file.stat().st_size for file in (self.path / UNFINISHED).rglob("*") if file.is_file())
 
     def open(self, entry: Entry, device: str) -> MemoryStore:
         """Open a store.
@@ -127,7 +132,7 @@ class Folder:
 
     @contextlib.contextmanager
     def working(self, name: str, *, rank: int | None = None) -> Iterator[Path]:
-        """Yield where an encode under way may write; when it ends well, nothing of it stays.
+        """Yield where an encode under way may write; nothing of it stays where it ends well, or ends in vain.
 
         Args:
             name: of the work; the same for the same work.
@@ -142,7 +147,12 @@ class Folder:
         except OSError as error:
             raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
         with sole_writer(folder) if rank is None else contextlib.nullcontext():
-            yield folder
+            try:
+                yield folder
+            except KrstoreError as error:
+                if rank is None and not isinstance(error, OutputError):  # that of a full disk is worth going on with
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
             if rank:
                 return
             shutil.rmtree(folder, ignore_errors=True)

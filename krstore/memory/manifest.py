@@ -116,5 +116,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    data = msgspec.json.encode(manifest)
+    msgspec.json.decode(data, type=Manifest)  # what nothing could open again must not take the old one's place
     with atomic_write(folder / MANIFEST) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        file.write(msgspec.json.format(data, indent=1))

@@ -15,6 +15,7 @@ from krstore.archives import open_archive
 from krstore.distributed import barrier, broadcast, processes
 from krstore.errors import UsageError
 from krstore.memory.beside import target_beside
+from krstore.memory.folder import Folder
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
@@ -63,13 +64,17 @@ def extend(
         the entries of the new stores.
 
     Raises:
-        UsageError: fewer samples than shards, or as `Memory.append`.
+        UsageError: fewer samples than shards, two shards of the same samples, or as `Memory.append`.
         ArchiveError, TargetUnreachableError: as `krstore.encode`; the memory is as it was.
     """
     rank, world = processes()
     paths = [Path(archive) for archive in archives]
+    if shards < 1:
+        raise UsageError(f"shards={shards} is not positive")
     get_sample_codec(codec)
     told = [_identity(path) for path in paths]
+    for path in paths:
+        memory.check_source(open_archive(path, trust=trust), path)
     shared = None if decoder is None else _identity(Path(decoder))
     seen_by = None if task_model is None else weights_hash(task_model)
     opened = None if decoder is None else Store(decoder)
@@ -92,7 +97,9 @@ def extend(
         barrier()
         added: list[Entry] = []
         if rank == 0:
-            added = memory.append(*(folder / f"{number}-{part}.krs" for number, part in parts), progress=progress)
+            stores = [Store(folder / f"{number}-{part}.krs") for number, part in parts]
+            _check_distinct(stores, [f"shard {part} of {paths[number]}" for number, part in parts])
+            added = memory.append(*stores, progress=progress)
         hashes = torch.zeros(len(parts), 32, dtype=torch.uint8)
         for row, entry in zip(hashes, added, strict=False):
             row[:] = torch.tensor(list(bytes.fromhex(entry.sha256)))
@@ -101,6 +108,16 @@ def extend(
     entries = {entry.sha256: entry for entry in memory.manifest.stores}
     names = [bytes(row.tolist()).hex() for row in hashes]
     return [entries[name] for name in names if name in entries]  # another process may have dropped some by now
+
+
+def _check_distinct(stores: Sequence[Store], names: Sequence[str]) -> None:
+    """Refuse stores of the same bytes, of which a memory would take one."""
+    seen: dict[str, str] = {}
+    for store, name in zip(stores, names, strict=True):
+        sha256 = Folder.identity(store)
+        if sha256 in seen:
+            raise UsageError(f"{seen[sha256]} and {name} have the same samples; a memory takes a store once")
+        seen[sha256] = name
 
 
 def _identity(path: Path) -> list[str | int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from krstore.codec import Kind
 from krstore.errors import TargetUnreachableError, UnknownNameError, UsageError
+from krstore.memory.alike import encode_alike
 from krstore.memory.samples import MemorySamples
 from krstore.modules import weights_hash
 from krstore.progress import SILENT, Progress
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from krstore.memory.collection import Collection
     from krstore.memory.manifest import Entry
 
-__all__ = ["merge", "shrink", "storage", "trim"]
+__all__ = ["merge", "shrink", "trim"]
 
 ENTRY_SLACK = 400  # bytes by which an entry of the manifest may grow
 
@@ -104,6 +104,8 @@ def merge(
     """
     _check_samples(memory)
     entries = _named(memory, names)
+    if not entries:
+        raise UsageError("names=[]: no store to merge; leave names out to merge all of them")
     asked = {"ratio": ratio, "max_bytes": max_bytes, "max_mse": max_mse}
     target: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     chosen = codec or Counter({e.codec: e.samples for e in entries}).most_common(1)[0][0]
@@ -147,7 +149,8 @@ def shrink(
         preset, settings, seed, progress: see `krstore.encode`.
 
     Raises:
-        UsageError: the memory is empty, or a store that has to shrink is lossless and no other codec is named.
+        UsageError: the memory is empty, or a store is lossless, no other codec is named, and leaving out what has been
+            dropped of it is not enough.
         TargetUnreachableError: a codec cannot honour its share of the budget; nothing is changed.
     """
     if memory.bytes <= budget:
@@ -157,9 +160,10 @@ def shrink(
     kept = _shared_networks(memory) if codec is None else {}
     fixed = memory.folder.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
     if budget <= fixed:
+        cure = "name a codec to encode without the shared decoder, or" if kept else "name"
         raise TargetUnreachableError(
             f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
-            "name a codec to encode without the shared decoder, or a larger budget"
+            f"{cure} a larger budget"
         )
     sizes = {
         entry.sha256: _own_bytes(memory, entry, kept) * entry.samples / sum(entry.classes.values()) for entry in entries
@@ -167,22 +171,31 @@ def shrink(
     shares = _shares(entries, sizes, budget - fixed)
     large = [entry for entry in entries if shares[entry.sha256] < sizes[entry.sha256] or entry.dropped]
     with memory.folder.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
-        shrunk = []
+        shrunk, left = [], fixed + sum(_own_bytes(memory, entry, kept) for entry in entries if entry not in large)
         for entry, store in zip(large, memory.opened(large), strict=True):
             chosen = codec or entry.codec
             _check_dense(chosen, "shrunk")
-            if get_sample_codec(chosen).lossless:
-                raise UsageError(
-                    f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
-                )
             decoder = store if kept.keys() & set(entry.networks.values()) else None
-            share = shares[entry.sha256] + sum(kept[network] for network in entry.networks.values() if network in kept)
+            networks = sum(kept[network] for network in entry.networks.values() if network in kept)
+            share = shares[entry.sha256] + networks
+            target = {"max_bytes": int(share)}
+            if get_sample_codec(chosen).lossless:
+                if codec is not None or shares[entry.sha256] < sizes[entry.sha256]:
+                    raise UsageError(
+                        f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
+                    )
+                target = {}  # without what was dropped
             encoder = _Encoder(
                 memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=None,
                 progress=progress,
             )  # fmt: skip
             with _naming(entry):
-                shrunk.append(encoder.encode([entry], folder, decoder, max_bytes=int(share)))
+                shrunk.append(encoder.encode([entry], folder, decoder, **target))
+            left += shrunk[-1].bytes.file - networks
+        if left > budget:  # of lossless stores, whose size is known when they are there
+            raise TargetUnreachableError(
+                f"{memory.path}: what was not dropped takes {left:,} bytes; asked for {budget:,}"
+            )
         memory.replace(large, shrunk)
 
 
@@ -211,15 +224,10 @@ def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progres
             old.append(entry)
             if not len(kept):
                 continue
-            name, settings = storage(store)
-            codec, path = get_sample_codec(name), folder / f"{entry.name}.krs"
+            path = folder / f"{entry.name}.krs"
             if not path.exists():
-                size: dict[str, Any] = {} if codec.lossless else {"max_bytes": _share(store, len(kept) / len(store))}
-                decoder = store if codec.shares_decoder and store.codec == codec.name else None
-                encode(
-                    Subset(samples, kept), path, name, settings=settings, device=memory.device, seed=seed,
-                    decoder=decoder, resume="auto", progress=progress, **size,
-                )  # fmt: skip
+                with _naming(entry):
+                    encode_alike(store, Subset(samples, kept), path, device=memory.device, seed=seed, progress=progress)
             new.append(Store(path))
         if old:
             memory.replace(old, new)
@@ -248,27 +256,12 @@ def _quotas(memory: Collection, per_class: int) -> dict[tuple[str, int], int]:
     return quotas
 
 
-def storage(store: Store) -> tuple[str, dict[str, Any]]:
-    """Return the codec that a store's samples are stored with, and its settings: of exemplars, the codec within."""
-    if store.header.kind != "exemplar":
-        return store.codec, dict(store.config)
-    name, preset = str(store.config.get("codec", "raw")), store.config.get("codec_preset")
-    given = {} if preset is None else dict(get_sample_codec(name).presets[preset])
-    return name, {**given, **store.config.get("codec_settings", {})}
-
-
 def _check_dense(codec: str, done: str) -> None:
     if get_sample_codec(codec).kind is Kind.EXEMPLAR:
         raise UsageError(
             f"exemplars (codec {codec}) are not {done}, which would choose among them again; trim them to fewer "
             "(krstore memory trim), or name a codec that keeps all it is given"
         )
-
-
-def _share(store: Store, share: float) -> int:
-    """Return the bytes of a store with this share of its samples: what is theirs alone shrinks."""
-    fixed = store.bytes.network + store.bytes.labels + store.bytes.overhead
-    return fixed + math.ceil(store.bytes.latent * share)
 
 
 def _folder(what: str, *told: object) -> str:

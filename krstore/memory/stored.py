@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from krstore.errors import CorruptStoreError
+from krstore.errors import CorruptStoreError, UsageError
 from krstore.files import atomic_write
 from krstore.store.container import Container
 from krstore.store.container_writer import ContainerWriter
@@ -37,7 +37,10 @@ class MemoryStore(Store):
 
     def __init__(self, path: str | Path, apart: Mapping[str, Path], *, device: str = "auto") -> None:
         self._apart = dict(apart)
-        super().__init__(path, device=device)
+        try:
+            super().__init__(path, device=device)
+        except UsageError as error:
+            raise UsageError(f"{error}; where another process has changed the memory, open it again") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
         apart = {name: file.absolute() for name, file in self._apart.items()}

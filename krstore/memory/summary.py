@@ -15,7 +15,8 @@ def summarise(memory: Memory) -> dict[str, Any]:
     Returns:
         ``path``; ``generation``; how many ``stores``, ``samples``, ``classes`` there are; ``shape`` and ``dtype`` of a
         sample (`None` in an empty memory); ``bytes`` of all files, ``networks`` of them kept apart from the stores;
-        ``source_bytes`` of the samples, and their ``ratio`` to the former; ``per_class``, samples by label (a string);
+        ``unfinished``, those of interrupted encodes, which are not among them; ``source_bytes`` of the samples, and
+        their ratio to ``bytes``, ``ratio``; ``per_class``, samples by label (a string);
         ``entries``, one a store: ``name``, ``codec``, ``samples``, ``bytes`` without what is kept apart, ``networks``
         that are, ``dropped`` labels, ``nmse`` against what it was encoded from.
     """
@@ -31,6 +32,7 @@ def summarise(memory: Memory) -> dict[str, Any]:
         "dtype": specs[0].dtype if specs else None,
         "bytes": memory.bytes,
         "networks": sum(map(memory.folder.network_bytes, memory.manifest.networks)),
+        "unfinished": memory.folder.unfinished_bytes,
         "source_bytes": source_bytes,
         "ratio": source_bytes / memory.bytes,
         "per_class": {str(label): count for label, count in memory.classes.items()},

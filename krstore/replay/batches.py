@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from krstore.replay.course import Course, Place
 from krstore.replay.mixing import Batch, MixedBatch, mixed
 from krstore.replay.order import Order
 from krstore.replay.prefetch import ahead
-from krstore.replay.sampler import ReplaySampler
+from krstore.replay.sampler import Positions, ReplaySampler
 from krstore.source import Ids
 
 __all__ = ["CACHE_BYTES", "Replay", "Replayable"]
@@ -80,18 +81,16 @@ class Replay(Dataset[Batch]):
             of bytes ``lambda x: x / 255``. `None` leaves them.
         prefetch: batches that iterating decodes ahead; 0 decodes each when it is asked for.
         cache_bytes: of entropy-decoded integers (or of samples, where a codec has none) that are kept in memory, by
-            each process. All replays of a store share one cache, of the size that was asked for last; 0 asks for none.
+            each process: of the first samples of each store, as many as its share holds. All replays of an open store
+            share one cache, of the size that was asked for last; 0 asks for none.
         rank, world_size: share each epoch among processes, which get as many samples each; default those of
             `torch.distributed` where it is initialised by the time that batches are asked for.
 
     Raises:
         UsageError: there are no labels, a class is not there, or an argument is out of range.
-
-    Attributes:
-        sampled: whether a `ReplaySampler` says which batches a `DataLoader` fetches.
     """
 
-    sampled = False
+    _sampled = False
 
     def __init__(
         self,
@@ -184,7 +183,13 @@ class Replay(Dataset[Batch]):
             yield from self
 
     def take(self, count: int) -> Batch:
-        """Return the next `count` samples, of this epoch and, when it is through, of those that follow."""
+        """Return the next `count` samples, of this epoch and, when it is through, of those that follow.
+
+        Raises:
+            UsageError: a negative count.
+        """
+        if count < 0:
+            raise UsageError(f"count={count} is negative")
         positions = self._course.after(self._place, count)
         self._place, self._loaded = self._course.behind(self._place, count), False
         return self.read(positions)
@@ -193,7 +198,8 @@ class Replay(Dataset[Batch]):
         """Yield each batch of a new task with replayed samples added, so many that they are `share` of the whole.
 
         They are taken one after another, epoch by epoch, decoded ahead in batches of `batch_size`, and brought to the
-        new ones' device and dtype. A batch of the new task is drawn when it is asked for.
+        new ones' device and dtype. A batch of the new task is drawn when it is asked for. Nothing else should be taken
+        from the replay meanwhile: the mix goes on where its last batch has left off.
 
         Args:
             new: batches (x, y) of the new task, of a `DataLoader` for example.
@@ -208,7 +214,7 @@ class Replay(Dataset[Batch]):
 
     def sampler(self) -> ReplaySampler:
         """Return the batches of iterating, for the workers of a `DataLoader` to decode; see `ReplaySampler`."""
-        self.sampled = True
+        self._sampled = True
         return ReplaySampler(self._course, self.batch_size, drop_last=self.drop_last)
 
     def read(self, indices: Sequence[int] | Ids) -> Batch:
@@ -226,15 +232,26 @@ class Replay(Dataset[Batch]):
         return features, self._labels[torch.from_numpy(rows)].to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count."""
+        """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count.
+
+        Nor do those that a `DataLoader` has fetched, of which there is a warning.
+        """
+        if self._sampled:
+            warnings.warn(
+                "a replay does not know how far a DataLoader has come with its sampler; keep epoch and batch yourself, "
+                "and go on with sampler.set_epoch(epoch, batch)",
+                stacklevel=2,
+            )
         return self._place._asdict() | self._identity()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a replay of the same samples and arguments was, in the middle of an epoch too.
 
         Raises:
-            UsageError: it was of other samples, or in another order.
+            UsageError: it was of other samples, or in another order, or is no such state.
         """
+        if not {"epoch", "offset"} <= state.keys() or min(state["epoch"], state["offset"]) < 0:
+            raise UsageError(f"{dict(state)} is no state of a replay")
         for name, value in self._identity().items():
             if state.get(name, value) != value:
                 raise UsageError(f"the state is of a replay of {name}={state[name]}; this one has {name}={value}")
@@ -253,7 +270,7 @@ class Replay(Dataset[Batch]):
         return features[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
-        if self._balanced and not self.sampled:
+        if self._balanced and not isinstance(indices, Positions):
             raise UsageError(
                 f"balance={self._told['balance']!r} is of iterating; DataLoader(replay, batch_sampler=replay.sampler())"
             )

@@ -43,7 +43,7 @@ def mixed(
         owed: part of an old sample that rounding owes at first.
 
     Raises:
-        UsageError: a new batch is no pair.
+        UsageError: a new batch is no pair of tensors, of as many samples as labels.
     """
     supply: _Supply | None = None
     with contextlib.ExitStack() as open_until_the_end:
@@ -65,7 +65,14 @@ def _pair(batch: Any) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         said = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise UsageError(f"the new task's batches are {said}; mixing takes (x, y)")
-    return batch[0], batch[1]
+    x, y = batch
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise UsageError(
+            f"the new task's batches are of {type(x).__name__} and {type(y).__name__}; mixing takes tensors"
+        )
+    if len(x) != len(y):
+        raise UsageError(f"a batch of the new task has {len(x)} samples and {len(y)} labels")
+    return x, y
 
 
 class _Supply:

@@ -49,7 +49,9 @@ class Order:
         if balance != "proportional" and not shuffle:
             raise UsageError(f"balance={balance!r} draws at random; it needs shuffle=True")
         if not 0 <= rank < world:
-            raise UsageError(f"rank={rank} is not in 0..{world - 1}")
+            raise UsageError(
+                f"rank={rank} is not in 0..{world - 1}" if world > 0 else f"world_size={world} is not positive"
+            )
         keys = {"proportional": None, "classes": labels, "stores": np.zeros_like(labels) if stores is None else stores}
         return cls(len(labels), keys[balance], shuffle, seed, rank, world)
 

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 from torch.utils.data import Sampler
 
+from krstore.errors import UsageError
 from krstore.replay.course import Course
 
-__all__ = ["ReplaySampler"]
+__all__ = ["Positions", "ReplaySampler"]
+
+
+class Positions(list[int]):
+    """A batch that a `ReplaySampler` has made."""
 
 
 class ReplaySampler(Sampler[list[int]]):
@@ -28,15 +33,22 @@ class ReplaySampler(Sampler[list[int]]):
         self._epoch, self._begin = 0, 0
 
     def __len__(self) -> int:
-        """Return how many batches an epoch has, in this process."""
-        return self._course.batches(self._size, drop_last=self._drop_last)
+        """Return how many batches the next iteration has, in this process."""
+        return max(0, self._course.batches(self._size, drop_last=self._drop_last) - self._begin)
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration be that of an epoch, without its first `batch` batches."""
+        """Let the next iteration be that of an epoch, without its first `batch` batches.
+
+        Raises:
+            UsageError: a number is negative.
+        """
+        if epoch < 0 or batch < 0:
+            raise UsageError(f"epoch={epoch}, batch={batch}: neither can be negative")
         self._epoch, self._begin = epoch, batch
 
     def __iter__(self) -> Iterator[list[int]]:
         order, size, begin = self._course.order.epoch(self._epoch), self._size, self._begin
+        numbers = range(begin, begin + len(self))
         self._epoch, self._begin = self._epoch + 1, 0
-        for number in range(begin, len(self)):
-            yield order[number * size : (number + 1) * size].tolist()
+        for number in numbers:
+            yield Positions(order[number * size : (number + 1) * size].tolist())

@@ -6,17 +6,41 @@ any of it is believed, which the standard library's `zipfile` cannot do. The for
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import threading
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.store import layout
 from krstore.store.layout import HEADER, Member
 
 __all__ = ["Container", "MemberReader"]
+
+
+class _Held:
+    """How many files containers hold open: no more than 256, and than a quarter of what the process may."""
+
+    def __init__(self) -> None:
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._left = 256 if allowed == resource.RLIM_INFINITY else min(256, allowed // 4)
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Return whether one more may be held, and count it."""
+        with self._lock:
+            if self._left <= 0:
+                return False
+            self._left -= 1
+            return True
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._left += 1
 
 
 class MemberReader(Protocol):
@@ -38,11 +62,14 @@ class MemberReader(Protocol):
 class Container:
     """A store file: its directory checked, its members readable at any offset, by several threads at once.
 
+    The file is held open from one read to the next, where not too many are by now; then each read opens it anew.
+
     Raises:
         UsageError: the file cannot be opened, or was replaced after it had been opened.
         CorruptStoreError: the file is no such container, is truncated, or its directory contradicts itself.
     """
 
+    _held: ClassVar[_Held] = _Held()
     _descriptor: int | None = None
     _identity: tuple[int, ...] | None = None
 
@@ -50,7 +77,8 @@ class Container:
         self.path = path
         self._lock = threading.Lock()
         try:
-            self.file_bytes = os.fstat(self._open()).st_size
+            with self._opened() as descriptor:
+                self.file_bytes = os.fstat(descriptor).st_size
             self.members = self._directory()
         except BaseException:
             self.close()
@@ -59,30 +87,51 @@ class Container:
     def __del__(self) -> None:
         self.close()
 
-    def close(self) -> None:
+    def close(self, close: Callable[[int], None] = os.close) -> None:  # bound: the module may be gone when Python ends
         """Give the file descriptor back; the next read opens the file again."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.close(descriptor)
+            close(descriptor)
+            self._held.give_back()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the file is there, and still the one that was opened."""
+        try:
+            return _identity(self.path.stat()) == self._identity
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[int]:
+        """Yield the file's descriptor, opening the file where it is closed; only the very same file will do."""
+        with self._lock:
+            descriptor = self._descriptor
+            kept = descriptor is not None
+            if descriptor is None:
+                descriptor = self._open()
+                kept = self._held.take()
+                if kept:
+                    self._descriptor = descriptor
+        try:
+            yield descriptor
+        finally:
+            if not kept:
+                os.close(descriptor)
 
     def _open(self) -> int:
-        """Return the file's descriptor, opening the file where it is closed; only the very same file will do."""
-        with self._lock:
-            if self._descriptor is not None:
-                return self._descriptor
-            try:
-                if not self.path.is_file():
-                    raise UsageError(f"{self.path} is not a file")
-                descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise UsageError(f"{self.path} cannot be opened: {error.strerror}") from error
-            status = os.fstat(descriptor)
-            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if self._identity not in (None, identity):
-                os.close(descriptor)
-                raise UsageError(f"{self.path} was replaced or changed after it had been opened; open it again")
-            self._identity, self._descriptor = identity, descriptor
-            return descriptor
+        try:
+            if not self.path.is_file():
+                raise UsageError(f"{self.path} is not a file")
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be opened: {error.strerror}") from error
+        identity = _identity(os.fstat(descriptor))
+        if self._identity not in (None, identity):
+            os.close(descriptor)
+            raise UsageError(f"{self.path} was replaced or changed after it had been opened; open it again")
+        self._identity = identity
+        return descriptor
 
     def names(self) -> list[str]:
         """Return the members' names."""
@@ -133,7 +182,8 @@ class Container:
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
-            data = layout.pread(self._open(), size, offset)
+            with self._opened() as descriptor:
+                data = layout.pread(descriptor, size, offset)
         except OSError as error:
             raise self._corrupt(f"bytes {offset}..{offset + size} cannot be read: {error.strerror}") from error
         if len(data) != size:
@@ -230,3 +280,7 @@ class Container:
             return layout.wide_sizes(extra, packed, unpacked, offset)
         except ValueError as error:
             raise self._corrupt(str(error)) from None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -110,6 +110,11 @@ class StoreFile(ABC, Generic[HeaderT]):
         self._container.close()
 
     @property
+    def unchanged(self) -> bool:
+        """Whether the file is there, and still the one that was opened."""
+        return self._container.unchanged
+
+    @property
     def container(self) -> Container:
         """The file's members, as they are."""
         return self._container

@@ -16,7 +16,7 @@ import krstore
 import krstore.memory.folder
 from krstore import Memory
 from krstore.errors import KrstoreError, OutputError
-from krstore.testing import example_source
+from krstore.testing import ArraySource, example_source
 
 APPEND = """
 import sys
@@ -34,9 +34,12 @@ from krstore import Memory
 from krstore.memory.manifest import MANIFEST
 
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
+sharing = sys.argv[3] == "sharing"
 first, second, third, archive = (folder / name for name in ("1.krs", "2.krs", "3.krs", "archive.npz"))
 whole, half = ((1, 20), (2, 20)), ((1, 10), (2, 10))
-states = [(0, ()), (2, whole), (2, half), (1, half), (1, half[1:]), (1, ((5, 20),))]
+states = [(0, ()), (2, whole), (2, half), (1, half), (1, half[1:]), (0, ()), (1, ((5, 20),))]  # by generation
+if sharing:
+    states = [(0, ()), (2, whole), (2, whole), (1, whole[1:]), (0, ())]
 CHANGING = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 def change(path, stop):
@@ -50,11 +53,20 @@ def change(path, stop):
     sys.addaudithook(watch)
     memory = Memory.ensure(path)
     memory.append(first, second)
+    if sharing:
+        memory.shrink(memory.bytes * 9 // 10, preset="linear")
+        memory.drop([1])
+        memory.drop([2])
+        return
     memory.trim(10)
     memory.merge()
     memory.drop([1])
     memory.drop([2])
     memory.extend([archive], "raw")
+
+def needed(memory):
+    stores = {f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores}
+    return {MANIFEST} | stores | {f"networks/{network}" for network in memory.manifest.networks}
 
 seen, stop, finished = [], step, False
 while not finished:
@@ -68,13 +80,15 @@ while not finished:
     finished = status == 0
     memory = Memory.ensure(path)
     memory.verify()
-    seen.append(states.index((len(memory.stores), tuple(memory.classes.items()))))
+    seen.append(memory.manifest.generation)
+    assert states[seen[-1]] == (len(memory.stores), tuple(memory.classes.items())), (stop, seen[-1])
+    assert memory.bytes == sum((path / file).stat().st_size for file in needed(memory))
     memory.append(third)  # sweeps what the killed one left
     files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
-    expected = {MANIFEST, "lock"} | {f"stores/{entry.sha256}.krs" for entry in memory.manifest.stores}
+    expected = needed(memory) | {"lock"}
     assert {file for file in files if not file.startswith("unfinished/")} == expected, (stop, files ^ expected)
     stop += step
-assert [state for state, _ in itertools.groupby(seen)] == [0, 1, 2, 3, 4, 0, 5], seen
+assert [state for state, _ in itertools.groupby(seen)] == [*range(len(states))], seen
 """
 
 
@@ -167,13 +181,32 @@ def test_a_merge_gives_way_to_another_process(memory: Memory, tmp_path: Path, mo
     assert Memory(memory.path).classes == {2: 20}
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_any_instant_it_opens_as_before_or_after(step: int, tmp_path: Path) -> None:
-    """Making, appending, trimming, merging, dropping and encoding are killed at each `step`-th touch of a file."""
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        ("raw", 7),
+        ("sharing", 9),
+        pytest.param("raw", 1, marks=pytest.mark.slow),
+        pytest.param("sharing", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_at_any_instant_it_opens_as_before_or_after(kind: str, step: int, tmp_path: Path) -> None:
+    """Changes are killed at each `step`-th touch of a file.
+
+    They are making, appending, trimming, merging, dropping and encoding; of stores with one decoder, shrinking.
+    """
+    decoder = None
     for number in (1, 2, 3):
-        raw_store(tmp_path, number)
+        if kind == "raw":
+            raw_store(tmp_path, number)
+            continue
+        source = example_source(20, (4, 8, 8), seed=number)
+        labelled = ArraySource(source.features, np.full(20, number))
+        decoder = krstore.encode(
+            labelled, tmp_path / f"{number}.krs", ratio=2, preset="linear", device="cpu", decoder=decoder
+        )
     np.savez(tmp_path / "archive.npz", features=np.full((20, 4), 5, np.float32), labels=np.full(20, 5))
-    command = [sys.executable, "-c", CHANGES, str(tmp_path), str(step)]
+    command = [sys.executable, "-c", CHANGES, str(tmp_path), str(step), kind]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from krstore import Memory
 from krstore.adapters._experiences import Experiences
 from krstore.errors import CorruptStoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.memory.manifest import MANIFEST
+from krstore.memory.summary import summarise
 from krstore.testing import ArraySource, example_source
 
 
@@ -470,3 +473,131 @@ def test_what_an_adapter_was_told_to_drop_is_not_replayed(tmp_path: Path) -> Non
     samples = kept.samples()
     assert samples is not None
     assert (len(samples), kept.classes()) == (3, {1})
+
+
+@pytest.mark.parametrize("label", [np.int64(1), torch.tensor(1), np.uint8(1)])
+def test_classes_to_drop_may_be_any_integers(label: Any, memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1, labels=[0, 1] * 10))
+    memory.drop([label])
+    assert Memory(memory.path).classes == {0: 10}
+
+
+@pytest.mark.parametrize("label", [1.0, True, "1", None, np.float64(1), torch.tensor(1.0)])
+def test_what_is_no_integer_is_dropped_by_nobody(label: Any, memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1, labels=[0, 1] * 10))
+    with pytest.raises(UsageError, match="is no integer label"):
+        memory.drop([label])
+    assert Memory(memory.path).classes == {0: 10, 1: 10}
+
+
+@pytest.mark.parametrize("kept", [1, 5, 30])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("pq", {"ratio": 8}),
+        ("pq", {"ratio": 16}),
+        ("transform", {"ratio": 20, "preset": "linear"}),
+        ("autoencoder", {"ratio": 8, "settings": {"iterations": 10, "c0": 4}}),
+    ],
+)
+def test_any_lossy_store_can_be_trimmed(
+    codec: str, options: dict[str, Any], kept: int, memory: Memory, tmp_path: Path
+) -> None:
+    store = krstore.encode(example_source(200, (8, 4, 4)), tmp_path / "a.krs", codec, device="cpu", **options)
+    memory.append(store)
+    memory.trim(kept)
+    assert set(memory.classes.values()) <= {*range(kept + 1)}
+    assert memory.bytes < store.bytes.file + 700
+    memory.verify()
+
+
+def test_a_failed_change_leaves_nothing_behind(memory: Memory, sharing: list[krstore.Store]) -> None:
+    memory.append(*sharing)
+    before = memory.manifest
+    for change in (
+        lambda: memory.shrink(9_000, "pq"),
+        lambda: memory.merge(max_bytes=500),
+        lambda: memory.merge(names=[]),
+    ):
+        with pytest.raises((TargetUnreachableError, UsageError)):
+            change()
+        assert not any((memory.path / "unfinished").glob("*"))
+    assert Memory(memory.path).manifest == before
+
+
+def test_what_is_unfinished_is_told_of(memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.append(raw_store(tmp_path, 1), raw_store(tmp_path, 2))
+    monkeypatch.setattr(memory, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        memory.merge()
+    monkeypatch.undo()
+    facts = summarise(memory)
+    assert facts["unfinished"] == size_on_disk(memory) - memory.bytes > 0
+    memory.merge()
+    assert summarise(memory)["unfinished"] == 0
+    assert memory.bytes == size_on_disk(memory)
+
+
+def test_a_lossless_memory_shrinks_by_what_was_dropped(memory: Memory, tmp_path: Path) -> None:
+    features = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+    store = krstore.encode(ArraySource(features, np.arange(200) % 5), tmp_path / "a.krs", "raw")
+    memory.append(store)
+    memory.drop([0, 1])
+    with pytest.raises(UsageError, match="is of the lossless codec raw; name another"):
+        memory.shrink(memory.bytes // 2)
+    budget = memory.bytes * 4 // 5
+    memory.shrink(budget)
+    assert memory.bytes <= budget
+    np.testing.assert_array_equal(memory.samples.read(np.arange(120)), features[np.arange(200) % 5 >= 2])
+
+
+@pytest.mark.parametrize("archives", [1, 2])
+def test_no_shard_is_lost_for_being_like_another(archives: int, memory: Memory, tmp_path: Path) -> None:
+    np.savez(tmp_path / "zeros.npz", features=np.zeros((40, 4), np.float32), labels=np.zeros(40, np.int64))
+    with pytest.raises(UsageError, match=r"shard 0 of .*zeros.npz and shard . of .*zeros.npz have the same samples"):
+        memory.extend([tmp_path / "zeros.npz"] * archives, "raw", shards=3 - archives)
+    assert len(Memory(memory.path)) == 0
+
+
+def test_what_does_not_belong_is_refused_before_it_is_encoded(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    monkeypatch.setattr("krstore.memory.parallel.encode", None)
+    np.savez(tmp_path / "a.npz", features=np.zeros((4, 4), np.float32))
+    np.savez(tmp_path / "b.npz", features=np.zeros((4, 5), np.float32), labels=np.zeros(4, np.int64))
+    for name, message in (("a", r"a\.npz has no labels"), ("b", r"b\.npz holds samples of \(5,\) float32; those of")):
+        with pytest.raises(UsageError, match=message):
+            memory.extend([tmp_path / f"{name}.npz"], "raw")
+    with pytest.raises(UsageError, match="shards=0 is not positive"):
+        memory.extend([tmp_path / "b.npz"], "raw", shards=0)
+
+
+MANY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from krstore import Memory
+memory = Memory(sys.argv[1], device="cpu")
+memory.verify()
+assert sum(len(y) for _, y in memory.replay(batch_size=50)) == 120 * 2
+memory.merge()
+assert memory.classes == {label: 2 for label in range(120)}
+"""
+
+
+def test_a_memory_of_more_stores_than_a_process_may_hold_open(memory: Memory, tmp_path: Path) -> None:
+    memory.append(*(raw_store(tmp_path, number, samples=2) for number in range(120)))
+    ran = subprocess.run([sys.executable, "-c", MANY, str(memory.path)], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_what_is_cached_of_stores_outlives_an_append(memory: Memory, tmp_path: Path) -> None:
+    memory.append(raw_store(tmp_path, 1))
+    (before,) = memory.stores
+    memory.append(raw_store(tmp_path, 2))
+    assert memory.stores[0] is before
+    memory.drop([1])
+    assert before not in memory.stores
+    memory.append(raw_store(tmp_path, 1))
+    assert all(store is not before for store in memory.stores), "its file is another one now"
+    np.testing.assert_array_equal(memory.samples.labels, [2] * 20 + [1] * 20)

@@ -43,7 +43,7 @@ __all__ = ["EXAMPLE", "app"]
 
 EXAMPLE = "Example: krstore memory append memory task1.krs task2.krs"
 
-app = typer.Typer(help="Keep stores together as the replay memory of a learner.", epilog=EXAMPLE, no_args_is_help=True)
+app = typer.Typer(help="Keep stores together as the replay memory of a learner.", epilog=EXAMPLE)
 
 Folder = Annotated[Path, typer.Argument(help="The memory, a folder.", show_default=False)]
 CodecName = Annotated[str | None, option("--codec", help="Encode with this one.", autocompletion=complete_codec)]
@@ -265,6 +265,8 @@ def _shown(facts: dict[str, Any]) -> list[RenderableType]:
         return [output.block(facts["path"], pairs)]
     pairs[1] = ("samples", f"{facts['samples']:,} of {shape_text(facts['shape'])} {facts['dtype']}")
     pairs += [("networks", f"{facts['networks']:,}  each once"), ("ratio", f"{facts['ratio']:.2f}")]
+    if facts["unfinished"]:
+        pairs.append(("unfinished", f"{facts['unfinished']:,}  beside these; the same command goes on with it"))
     rows = [
         (
             entry["name"], entry["codec"], f"{entry['samples']:,}", f"{entry['bytes']:,}", f"{entry['networks']:,}",
