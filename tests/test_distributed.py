@@ -60,6 +60,46 @@ def test_two_processes_fit_one_codec(archive: Path, tmp_path: Path, codec: str, 
     assert {path.name for path in tmp_path.iterdir()} == {"features.npz", "one.krs", "two.krs"}
 
 
+FITTING = """
+import sys
+import krstore
+from krstore.distributed import joined, processes
+from krstore.modules import weights_hash
+from krstore_codecs._training import BatchFeed, Trainer
+
+batches, run = BatchFeed.batches, Trainer.run
+
+def told(feed, skip=0):
+    for number, (ids, grids) in enumerate(batches(feed, skip)):
+        if number == 0:
+            print("batch", sorted(ids.tolist()), flush=True)
+        yield ids, grids
+
+def trained(trainer):
+    run(trainer)
+    print("weights", weights_hash(trainer.network), flush=True)
+
+BatchFeed.batches, Trainer.run = told, trained
+with joined():
+    settings = {"width": 8, "iterations": 6, "batch_size": 20}
+    krstore.encode(*sys.argv[1:], "transform", ratio=10, device="cpu", settings=settings, together=True)
+"""
+
+
+def test_processes_that_fit_together_learn_the_same_from_other_batches(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "fitting.py").write_text(FITTING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(tmp_path / "fitting.py"), str(archive), str(tmp_path / "two.krs")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert ran.returncode == 0, ran.stderr
+    batches, weights = (
+        {line for line in ran.stdout.splitlines() if line.startswith(what)} for what in ("batch", "weights")
+    )
+    assert len(batches) == 2
+    assert all(len(line.split(",")) == 10 for line in batches), "half a batch each"
+    assert len(weights) == 1
+
+
 def test_an_error_of_all_is_an_error(archive: Path, tmp_path: Path) -> None:
     ran = torchrun("encode", archive, "-o", tmp_path / "two.krs", "--codec", "transform", "--max-bytes", 300)
     assert ran.returncode != 0

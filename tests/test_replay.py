@@ -21,6 +21,7 @@ import krstore
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.replay import BALANCES, Replay
 from krstore.replay.order import Order
+from krstore.store.blocks import BlockReader
 from krstore.testing import ArraySource, example_source
 
 SAMPLES = 103
@@ -426,17 +427,153 @@ def test_errors_of_the_thread_reach_the_loop(tmp_path: Path) -> None:
         list(krstore.open(store.path).replay(batch_size=10))
 
 
-@pytest.mark.parametrize("codec", ["raw", "pq", "transform", "autoencoder"])
-def test_the_cache_changes_nothing_but_the_reading(tmp_path: Path, codec: str) -> None:
+@pytest.fixture
+def readers(monkeypatch: pytest.MonkeyPatch) -> list[BlockReader]:
+    """The readers of all samples that are opened; `unpacked` is how many samples each has unpacked."""
+    found: list[BlockReader] = []
+    begin, group = BlockReader.__init__, BlockReader._group
+
+    def began(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        self.unpacked = 0
+        found.append(self)
+
+    def unpacked(self: Any, numbers: Any) -> Any:
+        values = group(self, numbers)
+        self.unpacked += len(values)
+        return values
+
+    monkeypatch.setattr(BlockReader, "__init__", began)
+    monkeypatch.setattr(BlockReader, "_group", unpacked)
+    return found
+
+
+def small(codec: str, path: Path, seed: int = 0) -> krstore.Store:
     options: dict[str, Any] = {} if codec == "raw" else {"ratio": 8.0}
-    if codec == "autoencoder":
+    if codec in ("autoencoder", "krnet"):
         options["settings"] = {"iterations": 3}
     if codec == "transform":
         options["preset"] = "linear"
-    path = krstore.encode(example_source(400), tmp_path / "x.krs", codec, device="cpu", **options).path
+    return krstore.encode(example_source(400, seed=seed), path, codec, device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind"), [("raw", "f"), ("pq", "u"), ("transform", "i"), ("autoencoder", "i"), ("krnet", "f")]
+)
+def test_what_is_cached_is_unpacked_once_and_small(
+    tmp_path: Path, codec: str, kind: str, readers: list[BlockReader]
+) -> None:
+    """Integers where the codec has some; krnet has no codes of samples by default, so nothing to unpack."""
+    path = small(codec, tmp_path / "x.krs").path
+    readers.clear()
+    replay = krstore.open(path, device="cpu").replay(batch_size=64)
+    first = torch.cat([x for x, _ in replay])
+    if codec == "krnet":
+        assert readers == []
+        return
+    (reader,) = readers
+    assert reader.unpacked >= 400
+    before = reader.unpacked
+    list(replay)
+    assert reader.unpacked == before
+    kept = reader._cache.values
+    assert (len(kept), kept.dtype.kind) == (400, kind)
+    assert kind == "f" or kept.nbytes <= first.numel() * first.element_size() // 2
+
+
+@pytest.mark.parametrize("codec", ["raw", "pq", "transform", "autoencoder"])
+def test_the_cache_changes_nothing_but_the_reading(tmp_path: Path, codec: str) -> None:
+    path = small(codec, tmp_path / "x.krs").path
     epochs = {}
     for limit in (0, 3000, 1 << 30):
         replay = krstore.open(path, device="cpu").replay(batch_size=64, cache_bytes=limit)
         epochs[limit] = torch.cat([x for _ in range(2) for x, _ in replay])
     assert torch.equal(epochs[0], epochs[3000])
     assert torch.equal(epochs[0], epochs[1 << 30])
+
+
+@pytest.mark.parametrize("limit", [3_000, 20_000])
+def test_the_caches_of_a_memory_keep_to_one_limit_together(
+    limit: int, tmp_path: Path, readers: list[BlockReader]
+) -> None:
+    memory = krstore.Memory.create(tmp_path / "memory", device="cpu")
+    memory.append(*(small("pq", tmp_path / f"{seed}.krs", seed) for seed in range(3)))
+    readers.clear()
+    for _ in memory.replay(batch_size=64, cache_bytes=limit):
+        pass
+    kept = [reader._cache.values.nbytes for reader in readers if reader.unpacked]
+    assert len(kept) == 3
+    assert limit * 0.9 < sum(kept) <= limit
+
+
+class Watched:
+    """Nine samples, and by which threads each was decoded."""
+
+    path, exact, labels, store_of = Path("nowhere"), True, np.arange(9), None
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+        self.decoded = threading.Semaphore(0)
+
+    def __len__(self) -> int:
+        return 9
+
+    def decode_tensor(self, rows: Any) -> torch.Tensor:
+        self.threads.append(threading.current_thread().name)
+        self.decoded.release()
+        return torch.zeros(len(rows), 4)
+
+    def cache(self, limit: int) -> None: ...
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_batches_are_decoded_ahead_in_a_thread(prefetch: int) -> None:
+    watched = Watched()
+    batches = iter(krstore.Replay(watched, batch_size=1, prefetch=prefetch))
+    next(batches)
+    for _ in range(1 + prefetch):
+        assert watched.decoded.acquire(timeout=30)
+    assert not watched.decoded.acquire(timeout=0.05), "no more than that are made before they are asked for"
+    if prefetch:
+        assert all(name.startswith("krstore-replay") for name in watched.threads)
+    else:
+        assert watched.threads == [threading.current_thread().name]
+
+
+def test_arguments_of_places_and_batches_out_of_range(store: krstore.Store) -> None:
+    replay = store.replay(batch_size=10)
+    with pytest.raises(UsageError, match="count=-1 is negative"):
+        replay.take(-1)
+    for state in ({}, {"epoch": 0}, {"epoch": 0, "offset": -5}):
+        with pytest.raises(UsageError, match="is no state of a replay"):
+            replay.load_state_dict(state)
+    with pytest.raises(UsageError, match="neither can be negative"):
+        replay.sampler().set_epoch(0, -1)
+    x, y = torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(UsageError, match="has 3 samples and 2 labels"):
+        next(replay.mix([(x, y)]))
+    with pytest.raises(UsageError, match="are of ndarray and ndarray; mixing takes tensors"):
+        next(replay.mix([(x.numpy(), y.numpy())]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_in_the_middle_of_an_epoch(store: krstore.Store, workers: int) -> None:
+    replay = store.replay(batch_size=10, seed=5, balance="classes")
+    sampler = replay.sampler()
+    loader = DataLoader(replay, batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+    whole = [ids_of([batch]) for _ in range(2) for batch in loader]
+    again = replay.sampler()
+    rest = DataLoader(replay, batch_sampler=again, num_workers=workers)
+    again.set_epoch(1, 4)
+    assert len(rest) == 7
+    assert [ids_of([batch]) for batch in rest] == whole[11 + 4 :]
+    assert len(rest) == 11
+    with pytest.warns(UserWarning, match="does not know how far a DataLoader has come"):
+        replay.state_dict()
+
+
+def test_a_balance_is_not_lost_on_a_loader_of_its_own_batches(store: krstore.Store) -> None:
+    replay = store.replay(balance="classes")
+    list(DataLoader(replay, batch_sampler=replay.sampler()))
+    with pytest.raises(UsageError, match=r"batch_sampler=replay\.sampler\(\)"):
+        list(DataLoader(replay, batch_size=10, shuffle=True))
