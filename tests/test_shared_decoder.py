@@ -41,6 +41,20 @@ def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings
     assert (shared.config["width"], shared.config["tile"]) == (first.config["width"], first.config["tile"])
 
 
+@pytest.mark.parametrize(("scale", "fits"), [(1.0, False), (0.02, True)])
+def test_a_channel_that_was_silent_is_not_lost(tmp_path: Path, scale: float, fits: bool) -> None:
+    """Unless there is little to lose: a decoder gives such a channel nothing but zeros."""
+    old, new = patterns(300, 0), patterns(300, 1)
+    old.features[:, 3] = 0
+    new.features[:, 3] *= scale
+    first = krstore.encode(old, tmp_path / "a.krs", ratio=10, preset="linear", device="cpu")
+    if fits:
+        krstore.encode(new, tmp_path / "b.krs", ratio=10, decoder=first, device="cpu")
+        return
+    with pytest.raises(DecoderMismatchError, match=r"channel 3 reaches .*clipping would lose .* % of the variance"):
+        krstore.encode(new, tmp_path / "b.krs", ratio=10, decoder=first, device="cpu")
+
+
 @pytest.mark.parametrize("width", [0, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_stored_encoder_needs_no_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     settings = {"width": width, "iterations": 300, "encoder": True}

@@ -145,14 +145,14 @@ def load_task_model(factory: str | None, weights: Path | None) -> torch.nn.Modul
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` settings; a value that is a JSON object is one."""
+    """Read ``key=value`` settings; a value that begins as a JSON object or array is one."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UsageError(f"--set {pair}: expected key=value")
         settings[key.strip()] = value.strip()
-        if value.strip().startswith("{"):
+        if value.strip().startswith(("{", "[")):
             try:
                 settings[key.strip()] = json.loads(value)
             except ValueError as error:

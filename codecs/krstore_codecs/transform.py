@@ -58,6 +58,7 @@ __all__ = ["Transform", "TransformConfig"]
 
 RESTORE_SAMPLES, RESTORE_BYTES = 2048, 512 << 20
 SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
+MOST_LOST = 0.01  # of their variance, that clipping them to it may lose
 
 
 class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -321,7 +322,11 @@ def _check_range(normaliser: Normaliser, context: FitContext) -> None:
         f"{len(clipped)} of {len(low)} channels leave the range of the decoder given; channel {worst} reaches "
         f"{minimum[worst]:.4g} to {maximum[worst]:.4g}, the decoder {low[worst]:.4g} to {high[worst]:.4g}"
     )
-    if beyond[worst] > SLACK:
+    outside = np.maximum(0, np.maximum(low - context.stats.mean, context.stats.mean - high))
+    lost = float(np.square(outside).mean()) / max(context.stats.variance, np.finfo(np.float64).tiny)
+    if lost > MOST_LOST:
+        said += f", and clipping would lose {100 * lost:.3g} % of the variance or more"
+    if beyond[worst] > SLACK or lost > MOST_LOST:
         raise DecoderMismatchError(f"{said}. Encode without --decoder")
     context.progress.note(f"transform: {said}; what is beyond is clipped")
 

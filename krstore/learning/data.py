@@ -93,6 +93,8 @@ def open_dataset(
     path = Path(path)
     if test is not None:
         return Dataset.of(_open(path, resize, trust), _open(Path(test), resize, trust))
+    if not path.exists():
+        raise UsageError(f"there is no {path}; data is a folder, or an archive beside --test")
     if not path.is_dir():
         raise UsageError(f"{path} is a training set; name the test set too (--test), or a folder that has both")
     for folder in (path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):

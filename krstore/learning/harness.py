@@ -8,6 +8,7 @@ one, ``stepK.safetensors``, the network and what the learner keeps after the K s
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from krstore.errors import OutputError, UsageError
+from krstore.errors import OutputError, TargetUnreachableError, UsageError
 from krstore.files import sole_writer
 from krstore.learning.agreement import agreed_memory
 from krstore.learning.alone import Alone, learn_alone, training_alone
@@ -61,17 +62,24 @@ def learn(
         OutputError: the folder cannot be made or written, or another process is at the same run.
         CorruptStoreError: what the folder has of the run is damaged.
         ArchiveError: the data cannot be read.
-        TargetUnreachableError: the codec cannot honour the memory's ratio or budget.
+        TargetUnreachableError: the codec cannot honour the memory's ratio or budget; where that is in the first step, a
+            folder that was made is gone again.
     """
     folder = Path(folder)
     run = _Run(config, folder, dataset or open_dataset(config.data, config.test, resize=config.resize), progress)
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-    with sole_writer(folder / RESULT):
-        run.begin()
-        return run.finish()
+    try:
+        with sole_writer(folder / RESULT):
+            run.begin()
+            return run.finish()
+    except TargetUnreachableError:
+        if new and not run.result.steps:  # with other options it is another run
+            shutil.rmtree(folder)
+        raise
 
 
 def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
@@ -178,12 +186,13 @@ class _Run:
         self._step(task)
         tasks = self.scenario.tasks[: task.number + 1]
         measured = evaluated(self.learner, self.feed.test(task), tasks)
+        seconds = time.monotonic() - self._began
         representation = list[float]()
         if self.config.probe:
             representation = probed(self.network.body, self.feed.seen(task), self.feed.test(task), tasks)
         held_bytes, alone = self.learner.held(), self.state.alone
         step = StepResult(
-            seconds=time.monotonic() - self._began, memory_bytes=self._memory_bytes(task),
+            seconds=seconds, memory_bytes=self._memory_bytes(task),
             held_bytes=held_bytes, network_bytes=self.state.stored_bytes, parameters=self.state.parameters,
             probed=representation, alone=None if alone is None else alone.accuracy,
             alone_probed=None if alone is None else alone.probed, **measured,
@@ -257,7 +266,10 @@ class _Run:
     def _learn_from(self, task: Task, new: Subset) -> None:
         """Train on a task's samples and what is replayed beside them; all of them are let go of in the end."""
         training = self.config.training if task.number else self.config.base_training
-        self.state.alone = self._learn_alone(task, new) if self.config.alone and task.number else None
+        if self.config.alone and task.number:
+            began = time.monotonic()
+            self.state.alone = self._learn_alone(task, new)
+            self._began += time.monotonic() - began
         stream, held_out = self.feed.stream(task, new, self.learner, self.recall, training.batch_size)
         blocks = Blocks(self.network.body) if self.config.analyse else None
         self._train(task, training, stream, blocks=blocks)

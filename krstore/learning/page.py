@@ -56,7 +56,9 @@ ACCURACIES = {
 TRANSFERS = {
     "initial_forgetting": _Column("F", min, "what the first task's accuracy has fallen by"),
     "backward_transfer": _Column("BWT", max, "by how much tasks' accuracies have changed since they were learnt"),
-    "forward_transfer": _Column("FWT", max, "a task's accuracy less that of a network trained on it alone"),
+    "forward_transfer": _Column(
+        "FWT", max, "a task's accuracy less that of a network of random weights that learnt from the same"
+    ),
     "representation_backward_transfer": _Column("BWT of representations", max, "BWT of a linear probe"),
     "representation_forward_transfer": _Column("FWT of representations", max, "FWT of a linear probe"),
 }

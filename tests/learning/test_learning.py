@@ -20,7 +20,14 @@ from learning_runs import CLASSES, LABELS, TEST, TRAIN, KilledAfter, Named, body
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from krstore.errors import ConfigError, CorruptStoreError, OutputError, UnknownNameError, UsageError
+from krstore.errors import (
+    ConfigError,
+    CorruptStoreError,
+    OutputError,
+    TargetUnreachableError,
+    UnknownNameError,
+    UsageError,
+)
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.network import Network, build_network
@@ -283,6 +290,14 @@ def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
     with pytest.raises(Exception, match="malformed"):
         read_result(tmp_path / "run")
+
+
+def test_a_ratio_out_of_reach_leaves_no_folder_in_the_way(data: Path, tmp_path: Path) -> None:
+    codec = {"memory.codec": "pq", "memory.preset": None}
+    with pytest.raises(TargetUnreachableError):
+        learn(config(data, "kril", **codec, **{"memory.ratio": 1e6}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert learn(config(data, "kril", **codec, **{"memory.ratio": 4}), tmp_path / "run").finished
 
 
 def test_images_are_normalised(tmp_path: Path) -> None:
