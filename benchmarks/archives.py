@@ -1,7 +1,8 @@
 """Makes the archives that the other benchmarks measure on, from images and a ResNet-32's weights.
 
-`--data` names a folder with `train.npz` and `test.npz`, of `images` (N, 32, 32, 3) uint8 and `labels` (N,), and
-`weights.safetensors`. Each archive gets a folder in the output, with the images that it is of.
+`--data`, or KRSTORE_DATA, names a folder with the binary files of CIFAR-100 as published, or with `train.npz` and
+`test.npz`, of `images` (N, 32, 32, 3) uint8 and `labels` (N,); and with `weights.safetensors`, of the network after the
+first fifty classes of the order `lucir`. Each archive gets a folder in the output, with the images that it is of.
 
     late          layer3.0, 64x8x8, 10,000 images of 20 classes; features_test.h5 is of held-out images
     early         layer2.0, 32x16x16, of 4,000 of them
@@ -11,12 +12,15 @@
     tokens        65x64, after the second layer of a small vision transformer trained on all images for some minutes
     small         16x16x3 uint8, train.h5 and test.h5: all images of the 20 classes, four pixels averaged to one
     halved        the same of all classes
+    incremental   layer3.0 of all images, train.h5 and test.h5, and the images themselves in a folder `images`: what the
+                  benchmarks of incremental learning on features take as `--data`
     late_1000     as late, of so many images of all classes; beyond their number, of flipped ones as well
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -28,12 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import krstore
+from krstore.learning.data import open_dataset
 from krstore.modules import load_module
 from krstore.source import Array, Source, chunks
 
 MEAN, SPREAD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 MODEL = "krstore.backbones:resnet32"
-KINDS = ("late", "early", "first", "images", "embeddings", "tokens", "small", "halved")
+KINDS = ("late", "early", "first", "images", "embeddings", "tokens", "small", "halved", "incremental")
 EPOCHS, BATCH = 3, 128
 
 Arrays = dict[str, Array]
@@ -146,6 +151,12 @@ def make(kind: str, folder: Path, train: Arrays, test: Arrays, weights: Path) ->
         case "halved", _:
             for name, data in (("train", train), ("test", test)):
                 _write(folder / f"{name}.h5", halved(data["images"]), data["labels"])
+        case "incremental", _:
+            (folder / "images").mkdir()
+            for name, data in (("train", train), ("test", test)):
+                features(folder, weights, "layer3.0", data, name)
+                (folder / f"{name}_images.npz").unlink()
+                _write(folder / "images" / f"{name}.h5", data["images"], data["labels"])
         case "embeddings", _:
             late = features(folder, weights, "layer3.0", few, "late")
             tail = load_module("krstore.backbones:resnet32_tail", weights)
@@ -168,16 +179,32 @@ def _write(path: Path, values: Array, labels: Array) -> None:
         file["features"], file["labels"] = values, labels
 
 
+def images_in(folder: Path) -> tuple[Arrays, Arrays]:
+    """Return the training and the test images of a folder."""
+    if (folder / "train.npz").exists():
+        return dict(np.load(folder / "train.npz")), dict(np.load(folder / "test.npz"))
+    dataset = open_dataset(folder)
+    train, test = (
+        {
+            "images": source.read(np.arange(source.spec.samples)).transpose(0, 2, 3, 1),
+            "labels": np.asarray(source.labels),
+        }
+        for source in (dataset.train, dataset.test)
+    )
+    return train, test
+
+
 def main() -> None:
     """Make the archives that are not there yet."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.archives", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True)
+    known = os.environ.get("KRSTORE_DATA")
+    parser.add_argument("--data", type=Path, required=known is None, default=known and Path(known))
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("kinds", nargs="*", default=KINDS)
     given = parser.parse_args()
-    train, test = (dict(np.load(given.data / f"{name}.npz")) for name in ("train", "test"))
+    train, test = images_in(given.data)
     for kind in given.kinds:
         folder, partial = given.output / kind, given.output / f"{kind}.partial"
         if not folder.exists():

@@ -23,6 +23,7 @@ import krstore.backbones
 from benchmarks import overview
 from benchmarks._common import main
 from krstore.comparison import compare
+from krstore.learning.data import open_dataset
 from krstore.learning.learners import LEARNERS
 from krstore.learning.learners.finetune import Finetune
 from krstore.learning.scenario import Task
@@ -331,3 +332,23 @@ def test_the_published_results_keep_the_promises() -> None:
     assert max(row["peak_bytes"] for row in memory["rows"]) < 1.5e9
     assert all(row["share"] <= row["limit"] for row in published("random_access")["rows"])
     assert all(row["seconds"] < row["limit"] for row in published("startup")["rows"])
+
+
+def test_archives_are_made_of_the_published_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("test", 20)):
+        labels = np.stack([np.zeros(count), np.arange(count) % 5], 1)
+        records = np.concatenate([labels, rng.integers(0, 256, (count, 3072))], 1).astype(np.uint8)
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    save_file(krstore.backbones.resnet32(classes=50).state_dict(), tmp_path / "weights.safetensors")
+    command = [sys.executable, "-m", "benchmarks.archives", "incremental", "-o", str(tmp_path / "made")]
+    environment = {**os.environ, "KRSTORE_DATA": str(tmp_path)}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stderr
+    made = tmp_path / "made" / "incremental"
+    dataset, images = open_dataset(made), open_dataset(made / "images")
+    assert (dataset.train.spec.samples, dataset.train.spec.shape) == (40, (64, 8, 8))
+    assert (images.test.spec.samples, images.test.spec.shape) == (20, (32, 32, 3))
+    assert dataset.test.labels is not None
+    np.testing.assert_array_equal(dataset.test.labels, np.arange(20) % 5)
+    assert sorted(path.name for path in made.iterdir()) == ["images", "test.h5", "train.h5", "weights.safetensors"]

@@ -56,7 +56,10 @@ def learnt(run: Run, method: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _given(run: Run, part: str) -> tuple[Dataset | None, dict[str, Any]]:
     if run.data is None or not run.data.is_dir():
-        raise SystemExit("name a folder with train.h5, test.h5 and weights.safetensors with --data or KRSTORE_DATA")
+        raise SystemExit(
+            "name a folder with train.h5, test.h5 and weights.safetensors, as python -m benchmarks.archives makes it "
+            "(incremental), with --data or KRSTORE_DATA"
+        )
     return None, {
         "data": str(run.data / part), "weights": str(run.data / "weights.safetensors"), "precision": "bfloat16",
         "model": "krstore.backbones:resnet32_tail",

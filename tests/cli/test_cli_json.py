@@ -61,7 +61,9 @@ def test_of_runs_and_their_report(cli: Any, archive: Path, tmp_path: Path) -> No
     assert said <= told, said - told
     of_a_run = {"last_cnn", "average_incremental_cnn", "cnn"}  # of methods that predict in other ways
     listed = {*keys(cli("learn", "--list", "--json").json), *keys(cli("learn", "kril", "--list", "--json").json)}
-    assert told - said - of_a_run <= listed | {"nothing", "optional", "memory", "everything", "null"}, told - said - listed
+    assert told - said - of_a_run <= listed | {"nothing", "optional", "memory", "everything", "null"}, (
+        told - said - listed
+    )
     report = cli("report", tmp_path / "run", "-o", tmp_path / "report", "--json").json
     assert {*keys(report)} - {"schema_version"} <= documented("report") | told
 
