@@ -58,6 +58,11 @@ class Feed:
             raise UsageError(f"flip=true is for samples (C, H, W); these are {shape}: set flip=false")
         return feed
 
+    @property
+    def images(self) -> bool:
+        """Whether samples are images, which are prepared, or features, which are not."""
+        return self.prepare is not _as_they_are
+
     def beyond(self, scenario: Scenario) -> Feed:
         """Return that of the features which a part of the network, cut off, makes of these samples."""
         return replace(self, scenario=scenario, prepare=_as_they_are, augment=Augmentation(self.augment.flip, 0))

@@ -152,6 +152,11 @@ class _Run:
             self.progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
         elif config.memory.asked_for:
             self.progress.note(f"{config.method} has no memory; what the options say of one is left aside")
+        if self.learner.needs_front and self.feed.images and config.frozen_until is None:
+            self.progress.note(
+                f"{config.method} is of features that stay, and this run learns from images with the whole network: "
+                "--set frozen_until=layer3.0 freezes what is up to that layer after the first task"
+            )
         if not self.result.steps:
             save_result(self.folder, self.result)
         if self.recall is not None:

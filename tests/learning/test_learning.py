@@ -28,6 +28,7 @@ from krstore.errors import (
     UnknownNameError,
     UsageError,
 )
+from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
 from krstore.learning.learners import LEARNERS, get_learner
 from krstore.learning.network import Network, build_network
@@ -36,6 +37,7 @@ from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 from krstore.memory import Memory
 from krstore.progress import SILENT
+from krstore.testing import ArraySource, example_source
 
 
 def test_weights_bring_their_classifier(tmp_path: Path) -> None:
@@ -215,6 +217,7 @@ sys.path.insert(0, sys.argv[3])
 import msgspec
 from krstore.learning.config import RunConfig
 from krstore.learning.evaluation import evaluated, probed
+from krstore.learning.data import Dataset
 from krstore.learning.harness import learn
 class Progress:
     def note(self, message): print(message, flush=True)
@@ -290,6 +293,22 @@ def test_a_folder_is_of_one_run(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": 1}))
     with pytest.raises(Exception, match="malformed"):
         read_result(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("frozen", "said"), [(None, True), ("0", False)])
+def test_kril_on_images_says_that_nothing_is_frozen(tmp_path: Path, frozen: str | None, said: bool) -> None:
+    notes: list[str] = []
+
+    class Listening(KilledAfter):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    source = example_source(60, (4, 6, 6))
+    images = ArraySource((255 * source.features / source.features.max()).astype(np.uint8), source.labels)
+    options = {"frozen_until": frozen, "memory.codec": "raw", "base": 1, "steps": 2}
+    learn(config(Path("x"), "kril", **options), tmp_path / "run", dataset=Dataset.of(images, images),
+          progress=Listening(9))  # fmt: skip
+    assert any("freezes what is up to that layer" in note for note in notes) == said
 
 
 def test_a_ratio_out_of_reach_leaves_no_folder_in_the_way(data: Path, tmp_path: Path) -> None:

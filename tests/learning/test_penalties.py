@@ -11,10 +11,11 @@ from torch import nn
 
 from krstore.learning import training
 from krstore.learning.config import Training
+from krstore.learning.learners import gfr
 from krstore.learning.learners._importance import mean_over_samples, penalty
 from krstore.learning.learners.base import cross_entropy
 from krstore.learning.learners.ewc import EWC
-from krstore.learning.learners.gfr import GFR, apart, gradient_penalty
+from krstore.learning.learners.gfr import GFR, Generator, apart, critic_loss, generator_loss, gradient_penalty
 from krstore.learning.learners.kril import KRIL, auxiliary_loss
 from krstore.learning.learners.mas import MAS
 from krstore.learning.network import Network
@@ -219,3 +220,47 @@ def test_the_classifier_keeps_what_it_has_when_it_grows() -> None:
 
 def test_a_generator_stays_near_an_earlier_one() -> None:
     assert apart(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 0.0]])).item() == 1 + 4 + 9
+
+
+def test_the_critic_and_the_generator_want_opposite_scores() -> None:
+    """A critic that scores the first number times 1 + label: real (1, 2), generated (3, 5), of labels 0 and 1."""
+
+    class Scores(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x[:, 0] * (1 + y)
+
+    labels, real, fake = torch.tensor([0, 1]), torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [5.0]])
+    slopes = ((1 - 1) ** 2 + (2 - 1) ** 2) / 2
+    expected = (3 + 10) / 2 - (1 + 4) / 2 + 10 * slopes
+    assert critic_loss(Scores(), real, fake, labels, 10.0).item() == pytest.approx(expected)
+    assert generator_loss(Scores(), fake, labels).item() == pytest.approx(-(3 + 10) / 2)
+
+
+def test_the_generator_is_held_to_the_last_one_by_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    """k, three old classes for a new one, times a thousandth of a distance of 5."""
+    taken: dict[float, list[float]] = {}
+    for alignment in (0.0, 1e-3):
+        losses = taken.setdefault(alignment, [])
+        monkeypatch.setattr(gfr, "_step", lambda optimiser, loss, losses=losses: losses.append(loss.item()))
+        monkeypatch.setattr(gfr, "apart", lambda generated, wanted: torch.tensor(5.0))
+        torch.manual_seed(0)
+        network = Network(nn.Identity(), 2)
+        network.grow(4)
+        learner = GFR({"epochs": 1, "critic_steps": 1, "alignment": alignment, "latent": 3, "hidden": 4}, network, 0)
+        for task in (Task(0, 0, 3, (0, 1, 2)), Task(1, 3, 4, (3,))):
+            learner.begin_step(task)
+            learner.end_step(task, lambda count=None, first=task.first: iter([(X, torch.full((2,), first))]))
+    assert len(taken[0.0]) == len(taken[1e-3]) == 4, "a step of each, in each task"
+    assert taken[1e-3][:3] == pytest.approx(taken[0.0][:3])
+    assert taken[1e-3][3] - taken[0.0][3] == pytest.approx(3 * 1e-3 * 5)
+
+
+def test_classes_begin_as_a_one_hot_inputs_weights() -> None:
+    torch.manual_seed(0)
+    generator = Generator(200, 512, 64)
+    generator.grow(100)
+    kept = generator.classes.weight.detach().clone()
+    bound = 300**-0.5
+    assert bound * 0.99 < kept.abs().max() <= bound
+    generator.grow(105)
+    assert torch.equal(generator.classes.weight[:100], kept)

@@ -80,6 +80,7 @@ class Learner(ABC):
         own_classifier: whether it cannot use a classifier that was trained by cross-entropy, so that the first task is
             trained even where such a one is given.
         needs_exemplars: whether it cannot do without a memory, as its options are.
+        needs_front: whether its paper learns from features of layers that stay as the first task has left them.
         mirrored: whether training samples are mirrored; set by the harness.
         held_out: this share of what the memory has of each old class, and as many samples of each new one, are not
             trained on but given to `calibrate`; from the second task on.
@@ -100,6 +101,7 @@ class Learner(ABC):
     held_out: float = 0.0
     own_classifier: bool = False
     needs_exemplars: bool = False
+    needs_front: ClassVar[bool] = False
     mirrored: bool = True
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:

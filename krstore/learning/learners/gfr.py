@@ -28,7 +28,7 @@ from krstore.learning.network import Network
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
 
-__all__ = ["GFR", "GFRConfig", "Generator", "apart", "gradient_penalty"]
+__all__ = ["GFR", "GFRConfig", "Generator", "apart", "critic_loss", "generator_loss", "gradient_penalty"]
 
 SLOPE = 0.2
 DECAY_EVERY, DECAY = 200, 0.3  # epochs of the GAN, and what its rate is multiplied by then
@@ -186,12 +186,11 @@ class GFR(Learner):
                 real, labels = x[rows.to(x.device)], y[rows.to(x.device)]
                 with torch.no_grad():
                     fake = generator(noise(len(rows)), labels)
-                loss = critic(fake, labels).mean() - critic(real, labels).mean()
-                _step(optimisers[1], loss + config.penalty * gradient_penalty(critic, real, fake, labels))
+                _step(optimisers[1], critic_loss(critic, real, fake, labels, config.penalty))
                 turn += 1
                 if turn % config.critic_steps:
                     continue
-                loss = -critic(generator(noise(len(rows)), labels), labels).mean()
+                loss = generator_loss(critic, generator(noise(len(rows)), labels), labels)
                 if before is not None and config.alignment:
                     old = torch.randint(0, task.first, (config.batch_size,)).to(x.device)
                     z = noise(config.batch_size)
@@ -200,6 +199,17 @@ class GFR(Learner):
                     loss = loss + config.alignment * self._ratio * apart(generator(z, old), wanted)
                 _step(optimisers[0], loss)
         return frozen(generator)  # type: ignore[return-value]
+
+
+def critic_loss(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """Return how much higher generated embeddings (B, D) are scored than real ones, and the gradient penalty."""
+    distance = critic(fake, labels).mean() - critic(real, labels).mean()
+    return torch.as_tensor(distance + penalty * gradient_penalty(critic, real, fake, labels))
+
+
+def generator_loss(critic: nn.Module, fake: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative mean score of generated embeddings (B, D)."""
+    return torch.as_tensor(-critic(fake, labels).mean())
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:

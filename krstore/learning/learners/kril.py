@@ -39,6 +39,7 @@ class KRIL(Learner):
     name = "kril"
     summary = "KRNet paper: recited features, and L_aux on their embeddings (Eq. 2)"
     rehearsal = Rehearsal.MEMORY
+    needs_front = True
     Config = KRILConfig
 
     _teacher: nn.Module | None = None
@@ -67,5 +68,8 @@ class KRIL(Learner):
 
 
 def auxiliary_loss(embedded: Tensor, wanted: Tensor) -> Tensor:
-    """Return L_aux of Eq. 2: the mean over samples of the squared distance of embeddings (B, D)."""
+    """Return L_aux of Eq. 2: the mean over samples of the squared distance of embeddings (B, D).
+
+    B is read as the number of recited samples in a batch, which it is of alone.
+    """
     return (embedded.float() - wanted.float()).square().sum(1).mean()
