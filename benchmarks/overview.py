@@ -174,8 +174,8 @@ IN_TEN = " --base 0 --steps 10"
 RESNET18 = " --model krstore.backbones:resnet18 --set model_args.imagenet_stem=false"
 OPTIONS = {
     "kril": FRONT, "kril-oracle": FRONT, "lucir": WITHOUT_RELU, "icarl": f"{IN_TEN} --order icarl{WITHOUT_RELU}",
-    "der": f"{IN_TEN} --order icarl{RESNET18}", "memo": IN_TEN, "m2kd": IN_TEN, "lwf-mc": IN_TEN,
-    "bic": " --base 0 --steps 5", "wa": " --base 0 --steps 5",
+    "gfr": f" --order gfr{RESNET18}", "der": f"{IN_TEN} --order icarl{RESNET18}", "memo": IN_TEN,
+    "m2kd": IN_TEN, "lwf-mc": IN_TEN, "bic": " --base 0 --steps 5", "wa": " --base 0 --steps 5",
 }  # fmt: skip
 LEARNERS = {
     name: Entry(what, source, _learn(name, OPTIONS.get(name, "")), _learnt(name))

@@ -116,7 +116,7 @@ class _Run:
         until = config.frozen_until
         self.frozen = [] if until is None else leading_modules(self.network.body, until)
         self.learner = method(config.options, self.network, config.seed)
-        self.learner.mirrored = config.flip
+        self.learner.mirrored, self.learner.progress = config.flip, progress
         self.state = RunState(self.network, self.learner)
         memory = agreed_memory(config, self.learner)
         if self.learner.own_classifier:

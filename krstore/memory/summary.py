@@ -18,7 +18,8 @@ def summarise(memory: Memory) -> dict[str, Any]:
         ``unfinished``, those of interrupted encodes, which are not among them; ``source_bytes`` of the samples, and
         their ratio to ``bytes``, ``ratio``; ``per_class``, samples by label (a string);
         ``entries``, one a store: ``name``, ``codec``, ``samples``, ``bytes`` without what is kept apart, ``networks``
-        that are, ``dropped`` labels, ``nmse`` against what it was encoded from.
+        that are, ``dropped`` labels, and of its quality, against what it was encoded from, ``nmse``,
+        ``variance_kept`` and ``discriminator``.
     """
     specs = [store.source for store in memory.stores]
     source_bytes = len(memory) * specs[0].sample_bytes if specs else 0
@@ -45,6 +46,8 @@ def summarise(memory: Memory) -> dict[str, Any]:
                 "networks": sum(map(memory.folder.network_bytes, set(entry.networks.values()))),
                 "dropped": list(entry.dropped),
                 "nmse": store.quality.nmse,
+                "variance_kept": store.quality.variance_kept,
+                "discriminator": store.quality.discriminator,
             }
             for entry, store in memory.pairs()
         ],

@@ -199,7 +199,13 @@ class StoreFile(ABC, Generic[HeaderT]):
         listed = {name: member.bytes for name, member in header.members.items()}
         if present != listed:
             odd = sorted({*present.items()} ^ {*listed.items()})[0][0]
-            raise CorruptStoreError(f"member {odd!r} is missing, unknown, or not of the listed size")
+            said = f"member {odd!r} is missing, unknown, or not of the listed size"
+            memory = self.path.absolute().parent.parent
+            if (memory / "manifest.json").exists():
+                said += (
+                    f"; if it is a store of the memory {memory}, its networks lie there: krstore memory info {memory}"
+                )
+            raise CorruptStoreError(said)
         allowed = (f"{PAYLOAD}network/", f"{PAYLOAD}latent/")
         strangers = [name for name in listed if name not in COLUMNS and not name.startswith(allowed)]
         if strangers:

@@ -35,6 +35,7 @@ from krstore.config import checked_options
 from krstore.learning.network import Network, stored_bytes
 from krstore.learning.scenario import Task
 from krstore.learning.streams import Batch
+from krstore.progress import SILENT, Progress
 
 __all__ = ["Learner", "LearnerConfig", "Rehearsal", "SampleBatches", "cross_entropy", "frozen"]
 
@@ -82,6 +83,7 @@ class Learner(ABC):
         needs_exemplars: whether it cannot do without a memory, as its options are.
         needs_front: whether its paper learns from features of layers that stay as the first task has left them.
         mirrored: whether training samples are mirrored; set by the harness.
+        progress: shown how long work of the learner's own goes; set by the harness.
         held_out: this share of what the memory has of each old class, and as many samples of each new one, are not
             trained on but given to `calibrate`; from the second task on.
 
@@ -103,6 +105,7 @@ class Learner(ABC):
     needs_exemplars: bool = False
     needs_front: ClassVar[bool] = False
     mirrored: bool = True
+    progress: Progress = SILENT
 
     def __init__(self, options: Mapping[str, Any], network: Network, seed: int) -> None:
         self.config: Any = checked_options(f"method {self.name}", self.Config, options)

@@ -15,6 +15,8 @@ learner knows which is the last.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from krstore.errors import UsageError
 from krstore.learning.learners.base import Learner, LearnerConfig, SampleBatches, frozen
 from krstore.learning.network import Network
 from krstore.learning.scenario import Task
@@ -178,26 +181,36 @@ class GFR(Learner):
         def noise(count: int) -> Tensor:
             return torch.randn(count, config.latent).to(x.device)
 
-        turn = 0
-        for epoch in range(config.epochs):
-            for own in optimisers:
-                own.param_groups[0]["lr"] = config.rate * DECAY ** (epoch // DECAY_EVERY)
-            for rows in torch.split(torch.randperm(len(x)), config.batch_size):
-                real, labels = x[rows.to(x.device)], y[rows.to(x.device)]
+        def batch(rows: Tensor, turn: int) -> Tensor:
+            real, labels = x[rows.to(x.device)], y[rows.to(x.device)]
+            with torch.no_grad():
+                fake = generator(noise(len(rows)), labels)
+            criticism = critic_loss(critic, real, fake, labels, config.penalty)
+            _step(optimisers[1], criticism)
+            if turn % config.critic_steps:
+                return criticism.detach()
+            loss = generator_loss(critic, generator(noise(len(rows)), labels), labels)
+            if before is not None and config.alignment:
+                old = torch.randint(0, task.first, (config.batch_size,)).to(x.device)
+                z = noise(config.batch_size)
                 with torch.no_grad():
-                    fake = generator(noise(len(rows)), labels)
-                _step(optimisers[1], critic_loss(critic, real, fake, labels, config.penalty))
-                turn += 1
-                if turn % config.critic_steps:
-                    continue
-                loss = generator_loss(critic, generator(noise(len(rows)), labels), labels)
-                if before is not None and config.alignment:
-                    old = torch.randint(0, task.first, (config.batch_size,)).to(x.device)
-                    z = noise(config.batch_size)
-                    with torch.no_grad():
-                        wanted = before(z, old)
-                    loss = loss + config.alignment * self._ratio * apart(generator(z, old), wanted)
-                _step(optimisers[0], loss)
+                    wanted = before(z, old)
+                loss = loss + config.alignment * self._ratio * apart(generator(z, old), wanted)
+            _step(optimisers[0], loss)
+            return criticism.detach()
+
+        turns = itertools.count(1)
+        with self.progress.task(f"GAN of task {task.number}", config.epochs, "epochs") as bar:
+            for epoch in range(config.epochs):
+                for own in optimisers:
+                    own.param_groups[0]["lr"] = config.rate * DECAY ** (epoch // DECAY_EVERY)
+                parts = torch.split(torch.randperm(len(x)), config.batch_size)
+                loss = float(torch.stack([batch(rows, next(turns)) for rows in parts]).mean())
+                if not math.isfinite(loss):
+                    raise UsageError(
+                        f"gfr: the GAN's loss is {loss} in epoch {epoch}; lower options.rate={config.rate}"
+                    )
+                bar.advance(1, loss=loss)
         return frozen(generator)  # type: ignore[return-value]
 
 
