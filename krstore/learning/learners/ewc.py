@@ -3,7 +3,8 @@
 L = L_ce + (lambda / 2) sum F (theta - theta*)^2. F is the diagonal of the Fisher information, the mean over samples of
 the squared gradient of *each sample's* log-likelihood; the usual implementations square the gradient of a batch's mean,
 in train mode, which is neither, and about as many times smaller as a batch has samples. So PyCIL's lambda of 1000 and
-largest F of 1e-4 are not for this one. The penalties of all tasks add up, to one F around the last weights.
+largest F of 1e-4 are not for this one, whose lambda is chosen on CIFAR-100. The penalties of all tasks add up, to one F
+around the last weights.
 """
 
 from __future__ import annotations
