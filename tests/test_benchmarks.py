@@ -104,7 +104,7 @@ def test_ablations(tmp_path: Path) -> None:
 
 def test_strengths(tmp_path: Path) -> None:
     (row,) = tiny("incremental.strengths", tmp_path)["rows"]
-    assert (row["name"], row["strength"], len(row["accuracy"])) == ("ewc", 1, 3)
+    assert (row["name"], row["strength"], len(row["accuracy"])) == ("ewc", 3, 3)
 
 
 def test_budgets(tmp_path: Path) -> None:
