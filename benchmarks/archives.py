@@ -184,6 +184,14 @@ def images_in(folder: Path) -> tuple[Arrays, Arrays]:
     if (folder / "train.npz").exists():
         return dict(np.load(folder / "train.npz")), dict(np.load(folder / "test.npz"))
     dataset = open_dataset(folder)
+    if (dataset.train.spec.dtype, dataset.train.spec.channel_axis, dataset.train.spec.shape) != (
+        "uint8",
+        0,
+        (3, 32, 32),
+    ):
+        raise SystemExit(
+            f"{folder} has {dataset.train.spec.shape} {dataset.train.spec.dtype}; expected images of CIFAR"
+        )
     train, test = (
         {
             "images": source.read(np.arange(source.spec.samples)).transpose(0, 2, 3, 1),

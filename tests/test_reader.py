@@ -12,6 +12,7 @@ import textwrap
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ import krstore
 from krstore import registry
 from krstore.errors import CorruptStoreError, UsageError
 from krstore.store.columns import pack_column
-from krstore.testing import example_source
+from krstore.testing import ArraySource, example_source
 from krstore_cli.app import run
 
 SOURCE = example_source(100, (3, 4))
@@ -223,3 +224,29 @@ def test_exemplar_store_with_impossible_ids(thirds: krstore.Store, tmp_path: Pat
         path.write_bytes(pack(good.entries()))
         with pytest.raises(CorruptStoreError, match="not distinct IDs of the source"):
             krstore.open(path).read([0])
+
+
+def test_stores_may_be_closed_while_others_read_them(tmp_path: Path) -> None:
+    stores = [
+        krstore.encode(ArraySource(np.full((40, 8), n, np.float32)), tmp_path / f"{n}.krs", "raw") for n in range(2)
+    ]
+    ended = threading.Event()
+
+    def close() -> None:
+        while not ended.is_set():
+            for store in stores:
+                store.close()
+
+    def read() -> None:
+        for _ in range(150):
+            for n, store in enumerate(stores):
+                assert (store.read([3, 30]) == n).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        closing = pool.submit(close)
+        try:
+            for reading in [pool.submit(read) for _ in range(3)]:
+                reading.result()
+        finally:
+            ended.set()
+        closing.result()

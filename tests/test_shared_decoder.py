@@ -41,12 +41,17 @@ def test_the_network_is_the_same_and_the_error_is_close(tmp_path: Path, settings
     assert (shared.config["width"], shared.config["tile"]) == (first.config["width"], first.config["tile"])
 
 
-@pytest.mark.parametrize(("scale", "fits"), [(1.0, False), (0.02, True)])
-def test_a_channel_that_was_silent_is_not_lost(tmp_path: Path, scale: float, fits: bool) -> None:
+@pytest.mark.parametrize(("kind", "fits"), [("dense", False), ("centred", False), ("rare", False), ("faint", True)])
+def test_a_channel_that_was_silent_is_not_lost(tmp_path: Path, kind: str, fits: bool) -> None:
     """Unless there is little to lose: a decoder gives such a channel nothing but zeros."""
     old, new = patterns(300, 0), patterns(300, 1)
     old.features[:, 3] = 0
-    new.features[:, 3] *= scale
+    if kind == "centred":
+        new.features[:, 3] -= new.features[:, 3].mean()
+    elif kind == "rare":
+        new.features[np.arange(300) % 5 > 0, 3] = 0
+    elif kind == "faint":
+        new.features[:, 3] *= 0.02
     first = krstore.encode(old, tmp_path / "a.krs", ratio=10, preset="linear", device="cpu")
     if fits:
         krstore.encode(new, tmp_path / "b.krs", ratio=10, decoder=first, device="cpu")

@@ -28,13 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from krstore.codec import Codec, Decoder, FitContext, Knob, OpenContext, PayloadSink, SharedDecoder
-from krstore.errors import DecoderMismatchError, TargetUnreachableError, UsageError
+from krstore.errors import TargetUnreachableError, UsageError
 from krstore.source import Ids, Source
 from krstore.store.container import MemberReader
 from krstore_codecs._codes import encode_all
 from krstore_codecs._latents import IntegerBlocks, SpilledRows, write_integer_blocks
 from krstore_codecs._neural import DECODE_BATCH, NORMALISER, SIZES, WEIGHTS, NeuralDecoder, full_precision
 from krstore_codecs._normalise import Normaliser
+from krstore_codecs._ranges import check_ranges
 from krstore_codecs._restore import Restoration
 from krstore_codecs._training import BatchFeed, NeuralConfig, Positive, Trainer, feed
 from krstore_codecs._transform import Analysis, RateModel, Synthesis
@@ -57,8 +58,6 @@ from krstore_codecs._weights import WeightQuantiser, pack_weights, plain_state
 __all__ = ["Transform", "TransformConfig"]
 
 RESTORE_SAMPLES, RESTORE_BYTES = 2048, 512 << 20
-SLACK = 2.0  # of the widest channel's range, by which new samples may leave that of a shared decoder
-MOST_LOST = 0.01  # of their variance, that clipping them to it may lose
 
 
 class TransformConfig(NeuralConfig, frozen=True, kw_only=True):
@@ -186,7 +185,7 @@ class Transform(Codec[TransformConfig, FittedTransform]):
         for name in ("width", "tile", "channels"):
             if getattr(config, name) not in (None, getattr(sizes, name)):
                 raise UsageError(f"{name}={getattr(config, name)}: the decoder given has {name}={getattr(sizes, name)}")
-        _check_range(normaliser, context)
+        check_ranges(source, normaliser, context)
         units = Units(opened.layout, torch.from_numpy(normaliser.span / sizes.unit), synthesis.centre.detach().cpu())
         basis = torch.linalg.pinv(synthesis.basis().detach().cpu().T)
         with torch.random.fork_rng():
@@ -303,32 +302,6 @@ def _batches(
                 batch = []
     if batch:
         yield batch
-
-
-def _check_range(normaliser: Normaliser, context: FitContext) -> None:
-    """Say which samples a decoder will clip: its channels' ranges are those of the samples that it was made for.
-
-    Raises:
-        DecoderMismatchError: they leave the ranges so far that they are of another kind.
-    """
-    minimum, maximum = context.stats.minimum, context.stats.maximum
-    low, high = normaliser.low, normaliser.low + normaliser.span
-    clipped = np.flatnonzero((minimum < low) | (maximum > high))
-    if not len(clipped):
-        return
-    beyond = np.maximum(low - minimum, maximum - high) / np.maximum(normaliser.span, normaliser.span.max())
-    worst = int(beyond.argmax())
-    said = (
-        f"{len(clipped)} of {len(low)} channels leave the range of the decoder given; channel {worst} reaches "
-        f"{minimum[worst]:.4g} to {maximum[worst]:.4g}, the decoder {low[worst]:.4g} to {high[worst]:.4g}"
-    )
-    outside = np.maximum(0, np.maximum(low - context.stats.mean, context.stats.mean - high))
-    lost = float(np.square(outside).mean()) / max(context.stats.variance, np.finfo(np.float64).tiny)
-    if lost > MOST_LOST:
-        said += f", and clipping would lose {100 * lost:.3g} % of the variance or more"
-    if beyond[worst] > SLACK or lost > MOST_LOST:
-        raise DecoderMismatchError(f"{said}. Encode without --decoder")
-    context.progress.note(f"transform: {said}; what is beyond is clipped")
 
 
 def _restoration(

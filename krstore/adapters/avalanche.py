@@ -111,16 +111,22 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         self._memory.take(exp.current_experience, *_items(exp, ids))
         self.memory.trim(self._quota(len(classes)))
 
-    def passed(self, exp: Any, output: Path) -> AvalancheDataset[Any] | None:
-        """Return an experience's items as the lossy codec of earlier ones gives them back; `None` where none has.
+    def passes(self, exp: Any) -> bool:
+        """Whether an experience stands beside exemplars that a lossy codec gives back."""
+        earlier = self._memory.samples(before=exp.current_experience)
+        return earlier is not None and not earlier.exact
+
+    def passed(self, exp: Any, output: Path) -> AvalancheDataset[Any]:
+        """Return an experience's items as the codec of the exemplars beside it gives them back.
 
         Args:
             exp: the experience, not trained on yet.
             output: the store that the items are in, new.
+
+        Raises:
+            UsageError: the experience has several tasks, or a task label that is not 0.
         """
-        earlier = self._memory.samples(before=exp.current_experience)
-        if earlier is None or earlier.exact:
-            return None
+        _check_tasks(exp, "stored exemplars pass the codec")
         self._with_tasks, self._alike = _with_tasks(exp), exp.current_experience
         items = _items(exp, np.arange(len(exp.dataset)))
         return self._dataset(self._memory.passed(exp.current_experience, *items, output))
@@ -162,14 +168,18 @@ class StoredReplay(ReplayPlugin):  # type: ignore[misc]
 
     def after_train_dataset_adaptation(self, strategy: Any, **more: Any) -> None:
         """Let the experience's items pass through the codec."""
-        self._folder = tempfile.TemporaryDirectory()
-        passed = self.storage_policy.passed(strategy.experience, Path(self._folder.name) / "passed.krs")
-        if passed is not None:
-            strategy.adapted_dataset = passed
+        self._forget()
+        if self.storage_policy.passes(strategy.experience):
+            self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            passed = Path(self._folder.name) / "passed.krs"
+            strategy.adapted_dataset = self.storage_policy.passed(strategy.experience, passed)
 
     def after_training_exp(self, strategy: Any, **more: Any) -> None:
         """Keep exemplars of the experience."""
         super().after_training_exp(strategy, **more)
+        self._forget()
+
+    def _forget(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
@@ -229,9 +239,7 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
     def make_train_dataloader(self, num_workers: int = 0, **options: Any) -> None:
         """Encode the features of the experience, and mix what they decode to with earlier ones."""
         assert self.experience is not None
-        tasks = self.experience.dataset.targets_task_labels.uniques if _with_tasks(self.experience) else {0}
-        if tasks != {0}:
-            raise UsageError(f"task labels {sorted(tasks)}; features are replayed for one task, label 0")
+        _check_tasks(self.experience, "features are replayed")
         loading: dict[str, Any] = {"num_workers": num_workers, "collate_fn": _stacked}
         every = DataLoader(self.experience.dataset.eval(), batch_size=self.eval_mb_size, **loading)
         number = self.experience.current_experience
@@ -331,6 +339,12 @@ def _items(experience: Any, ids: Ids) -> tuple[DataLoader[Any], Ids, dict[str, b
     items = experience.dataset.train().remove_current_transform_group().subset(ids.tolist())
     loader = DataLoader(items, batch_size=64, collate_fn=_as_stored)
     return loader, _labels(experience)[ids], {PIL: not isinstance(items[0][0], Tensor)}
+
+
+def _check_tasks(experience: Any, done: str) -> None:
+    tasks = experience.dataset.targets_task_labels.uniques if _with_tasks(experience) else {0}
+    if tasks != {0}:
+        raise UsageError(f"task labels {sorted(tasks)}; {done} for one task, label 0")
 
 
 def _with_tasks(experience: Any) -> bool:

@@ -59,8 +59,8 @@ class Feed:
         return feed
 
     @property
-    def images(self) -> bool:
-        """Whether samples are images, which are prepared, or features, which are not."""
+    def prepared(self) -> bool:
+        """Whether samples are images of bytes, or have a mean and a deviation; features are taken as they are."""
         return self.prepare is not _as_they_are
 
     def beyond(self, scenario: Scenario) -> Feed:

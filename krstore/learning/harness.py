@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -62,24 +62,29 @@ def learn(
         OutputError: the folder cannot be made or written, or another process is at the same run.
         CorruptStoreError: what the folder has of the run is damaged.
         ArchiveError: the data cannot be read.
-        TargetUnreachableError: the codec cannot honour the memory's ratio or budget; where that is in the first step, a
-            folder that was made is gone again.
+        TargetUnreachableError: the codec cannot honour the memory's ratio or budget; where that is in the first step,
+            nothing of the run stays in the folder.
     """
     folder = Path(folder)
     run = _Run(config, folder, dataset or open_dataset(config.data, config.test, resize=config.resize), progress)
-    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder} cannot be made: {error.strerror}") from error
-    try:
-        with sole_writer(folder / RESULT):
+    with sole_writer(folder / RESULT):
+        before = {*folder.iterdir()}
+        try:
             run.begin()
             return run.finish()
-    except TargetUnreachableError:
-        if new and not run.result.steps:  # with other options it is another run
-            shutil.rmtree(folder)
-        raise
+        except TargetUnreachableError:
+            if (folder / RESULT) not in before and not run.result.steps:  # with other options it is another run
+                _remove({*folder.iterdir()} - before)
+            raise
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def scenario_of(config: RunConfig, dataset: Dataset) -> Scenario:
@@ -152,7 +157,7 @@ class _Run:
             self.progress.note(f"{config.method} keeps no samples in its budget; --exemplars herding gives it a memory")
         elif config.memory.asked_for:
             self.progress.note(f"{config.method} has no memory; what the options say of one is left aside")
-        if self.learner.needs_front and self.feed.images and config.frozen_until is None:
+        if self.learner.needs_front and self.feed.prepared and config.frozen_until is None:
             self.progress.note(
                 f"{config.method} is of features that stay, and this run learns from images with the whole network: "
                 "--set frozen_until=layer3.0 freezes what is up to that layer after the first task"

@@ -50,7 +50,7 @@ def encode_alike(
     if codec.shares_decoder and store.codec == name:
         options["decoder"] = store
     share, sizes, room = source.spec.samples / len(store), store.bytes, 0
-    limit = sizes.network + math.ceil(share * sizes.latent + max(1, share) * (sizes.labels + sizes.overhead))
+    limit = sizes.network + math.ceil(share * (sizes.latent + sizes.labels)) + sizes.overhead
     most = math.ceil(max(1, share) * sizes.file) + ROOM
     while True:
         try:

@@ -227,6 +227,8 @@ class Collection:
 
     def _take(self, manifest: Manifest) -> None:
         self.manifest = manifest
+        there = {entry.sha256 for entry in manifest.stores}
+        self._opened = {name: store for name, store in self._opened.items() if name in there}
         for name in ("stores", "samples"):
             self.__dict__.pop(name, None)
 
@@ -248,8 +250,9 @@ class Collection:
             raise UsageError(f"{path} has no labels; a memory replays samples with labels")
         if not entries:
             return
-        with self.folder.open(entries[0], self.device) as first:
-            own, other = ((s.shape, s.dtype, s.channel_axis) for s in (spec, first.source))
+        known = self._opened.get(entries[0].sha256)
+        first = known if known is not None and known.unchanged else self.folder.open(entries[0], self.device)
+        own, other = ((s.shape, s.dtype, s.channel_axis) for s in (spec, first.source))
         if own != other:
             raise UsageError(
                 f"{path} holds samples of {own[0]} {own[1]}; those of {self.path} have {other[0]} {other[1]}"

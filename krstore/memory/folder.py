@@ -16,12 +16,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from krstore.errors import CorruptStoreError, KrstoreError, OutputError
+from krstore.errors import CorruptStoreError, OutputError, TargetUnreachableError
 from krstore.files import locked, sole_writer
 from krstore.memory.manifest import MANIFEST, Entry, Manifest, write_manifest
 from krstore.memory.stored import MemoryStore, shared_members, write_apart, write_rest
@@ -76,7 +77,12 @@ class Folder:
     @property
     def unfinished_bytes(self) -> int:
         """The bytes of encodes that were interrupted, or are under way."""
-        return sum(file.stat().st_size for file in (self.path / UNFINISHED).rglob("*") if file.is_file())
+        total = 0
+        for file in (self.path / UNFINISHED).rglob("*"):
+            with contextlib.suppress(OSError):  # others may be at work
+                status = file.stat()
+                total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return total
 
     def open(self, entry: Entry, device: str) -> MemoryStore:
         """Open a store.
@@ -132,7 +138,7 @@ class Folder:
 
     @contextlib.contextmanager
     def working(self, name: str, *, rank: int | None = None) -> Iterator[Path]:
-        """Yield where an encode under way may write; nothing of it stays where it ends well, or ends in vain.
+        """Yield where an encode under way may write; nothing of it stays where it ends well, or cannot be done at all.
 
         Args:
             name: of the work; the same for the same work.
@@ -149,8 +155,8 @@ class Folder:
         with sole_writer(folder) if rank is None else contextlib.nullcontext():
             try:
                 yield folder
-            except KrstoreError as error:
-                if rank is None and not isinstance(error, OutputError):  # that of a full disk is worth going on with
+            except TargetUnreachableError:  # others, as a full disk, may be worth going on after
+                if rank is None:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
             if rank:

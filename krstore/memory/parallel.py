@@ -73,14 +73,13 @@ def extend(
         raise UsageError(f"shards={shards} is not positive")
     get_sample_codec(codec)
     told = [_identity(path) for path in paths]
-    for path in paths:
-        memory.check_source(open_archive(path, trust=trust), path)
+    memory.reload()
+    _check_sources(memory, paths, trust)
     shared = None if decoder is None else _identity(Path(decoder))
     seen_by = None if task_model is None else weights_hash(task_model)
     opened = None if decoder is None else Store(decoder)
     identity = msgspec.json.encode([told, codec, shards, ratio, max_mse, preset, settings, shared, seen_by, seed])
     name = f"encode-{hashlib.sha256(identity).hexdigest()[:16]}"
-    memory.reload()
     with memory.folder.working(name, rank=rank if world > 1 else None) as folder:
         parts = [(number, part) for number in range(len(paths)) for part in range(shards)]
         for number, part in parts[rank::world]:
@@ -108,6 +107,18 @@ def extend(
     entries = {entry.sha256: entry for entry in memory.manifest.stores}
     names = [bytes(row.tolist()).hex() for row in hashes]
     return [entries[name] for name in names if name in entries]  # another process may have dropped some by now
+
+
+def _check_sources(memory: Collection, paths: Sequence[Path], trust: bool) -> None:
+    """Refuse archives whose samples do not belong beside the memory's, or beside each other's."""
+    kinds: dict[tuple[Any, ...], Path] = {}
+    for path in paths:
+        source = open_archive(path, trust=trust)
+        memory.check_source(source, path)
+        kinds.setdefault((source.spec.shape, source.spec.dtype, source.spec.channel_axis), path)
+    if len(kinds) > 1:
+        (own, one), (other, two), *_ = kinds.items()
+        raise UsageError(f"{two} holds samples of {other[0]} {other[1]}; those of {one} have {own[0]} {own[1]}")
 
 
 def _check_distinct(stores: Sequence[Store], names: Sequence[str]) -> None:

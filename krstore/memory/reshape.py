@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,45 +158,46 @@ def shrink(
     _check_samples(memory)
     entries = list(memory.manifest.stores)
     kept = _shared_networks(memory) if codec is None else {}
-    fixed = memory.folder.manifest_bytes + ENTRY_SLACK * len(entries) + sum(kept.values())
+    lossy = [entry for entry in entries if not get_sample_codec(codec or entry.codec).lossless]
+    fixed = memory.folder.manifest_bytes + ENTRY_SLACK * len(lossy) + sum(kept.values())
     if budget <= fixed:
         cure = "name a codec to encode without the shared decoder, or" if kept else "name"
         raise TargetUnreachableError(
             f"{memory.path}: the manifest and what the stores share take {fixed:,} bytes of the {budget:,} asked for; "
             f"{cure} a larger budget"
         )
-    sizes = {
-        entry.sha256: _own_bytes(memory, entry, kept) * entry.samples / sum(entry.classes.values()) for entry in entries
-    }
-    shares = _shares(entries, sizes, budget - fixed)
-    large = [entry for entry in entries if shares[entry.sha256] < sizes[entry.sha256] or entry.dropped]
+    encoder = _Encoder(
+        memory=memory, codec="", preset=preset, settings=settings, seed=seed, task_model=None, progress=progress
+    )
     with memory.folder.working(_folder("shrink", entries, budget, codec, preset, settings, seed)) as folder:
-        shrunk, left = [], fixed + sum(_own_bytes(memory, entry, kept) for entry in entries if entry not in large)
+        sizes = {
+            entry.sha256: _own_bytes(memory, entry, kept) * entry.samples / sum(entry.classes.values())
+            for entry in entries
+        }
+        shrunk: dict[str, Store] = {}
+        for entry in entries:
+            if entry.dropped and entry not in lossy and codec is None:  # its size is known when it is there
+                shrunk[entry.sha256] = replace(encoder, codec=entry.codec).encode([entry], folder)
+                sizes[entry.sha256] = shrunk[entry.sha256].bytes.file
+        shares = _shares(entries, sizes, budget - fixed)
+        for entry in entries:
+            if entry not in lossy and (codec is not None or shares[entry.sha256] < sizes[entry.sha256]):
+                raise UsageError(
+                    f"store {entry.name} is of the lossless codec {entry.codec}; name another to shrink it with"
+                    if codec is None else f"codec {codec} is lossless; name another to shrink stores with"
+                )  # fmt: skip
+        large = [entry for entry in lossy if shares[entry.sha256] < sizes[entry.sha256] or entry.dropped]
         for entry, store in zip(large, memory.opened(large), strict=True):
             chosen = codec or entry.codec
             _check_dense(chosen, "shrunk")
             decoder = store if kept.keys() & set(entry.networks.values()) else None
-            networks = sum(kept[network] for network in entry.networks.values() if network in kept)
-            share = shares[entry.sha256] + networks
-            target = {"max_bytes": int(share)}
-            if get_sample_codec(chosen).lossless:
-                if codec is not None or shares[entry.sha256] < sizes[entry.sha256]:
-                    raise UsageError(
-                        f"store {entry.name} is of the lossless codec {chosen}; name another to shrink it with"
-                    )
-                target = {}  # without what was dropped
-            encoder = _Encoder(
-                memory=memory, codec=chosen, preset=preset, settings=settings, seed=seed, task_model=None,
-                progress=progress,
-            )  # fmt: skip
+            share = shares[entry.sha256] + sum(kept[network] for network in entry.networks.values() if network in kept)
             with _naming(entry):
-                shrunk.append(encoder.encode([entry], folder, decoder, **target))
-            left += shrunk[-1].bytes.file - networks
-        if left > budget:  # of lossless stores, whose size is known when they are there
-            raise TargetUnreachableError(
-                f"{memory.path}: what was not dropped takes {left:,} bytes; asked for {budget:,}"
-            )
-        memory.replace(large, shrunk)
+                shrunk[entry.sha256] = replace(encoder, codec=chosen).encode(
+                    [entry], folder, decoder, max_bytes=int(share)
+                )
+        old = [entry for entry in entries if entry.sha256 in shrunk]
+        memory.replace(old, [shrunk[entry.sha256] for entry in old])
 
 
 def trim(memory: Collection, per_class: int, *, seed: int = 0, progress: Progress = SILENT) -> None:

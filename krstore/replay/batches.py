@@ -236,7 +236,7 @@ class Replay(Dataset[Batch]):
 
         Nor do those that a `DataLoader` has fetched, of which there is a warning.
         """
-        if self._sampled:
+        if self._sampled and self._place == Place(0, 0):
             warnings.warn(
                 "a replay does not know how far a DataLoader has come with its sampler; keep epoch and batch yourself, "
                 "and go on with sampler.set_epoch(epoch, batch)",
@@ -271,8 +271,13 @@ class Replay(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> list[Batch]:
         if self._balanced and not isinstance(indices, Positions):
-            raise UsageError(
+            said = (
                 f"balance={self._told['balance']!r} is of iterating; DataLoader(replay, batch_sampler=replay.sampler())"
+            )
+            if not self._sampled:
+                raise UsageError(said)
+            warnings.warn(
+                f"these batches are not the sampler's as it made them, and may lack the balance: {said}", stacklevel=2
             )
         features, labels = self.read(indices)
         return list(zip(features, labels, strict=True))

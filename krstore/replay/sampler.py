@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import Sampler
 
@@ -13,7 +14,17 @@ __all__ = ["Positions", "ReplaySampler"]
 
 
 class Positions(list[int]):
-    """A batch that a `ReplaySampler` has made."""
+    """A batch that a `ReplaySampler` has made, or a part of some."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return Positions(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> Positions:  # type: ignore[override]
+        return Positions([*self, *other])
+
+    def __radd__(self, other: Any) -> Positions:
+        return Positions([*other, *self])
 
 
 class ReplaySampler(Sampler[list[int]]):
@@ -33,8 +44,8 @@ class ReplaySampler(Sampler[list[int]]):
         self._epoch, self._begin = 0, 0
 
     def __len__(self) -> int:
-        """Return how many batches the next iteration has, in this process."""
-        return max(0, self._course.batches(self._size, drop_last=self._drop_last) - self._begin)
+        """Return how many batches an epoch has, in this process, wherever the next iteration begins."""
+        return self._course.batches(self._size, drop_last=self._drop_last)
 
     def set_epoch(self, epoch: int, batch: int = 0) -> None:
         """Let the next iteration be that of an epoch, without its first `batch` batches.
@@ -48,7 +59,6 @@ class ReplaySampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order, size, begin = self._course.order.epoch(self._epoch), self._size, self._begin
-        numbers = range(begin, begin + len(self))
         self._epoch, self._begin = self._epoch + 1, 0
-        for number in numbers:
+        for number in range(begin, len(self)):
             yield Positions(order[number * size : (number + 1) * size].tolist())

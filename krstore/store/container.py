@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import threading
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,12 +23,16 @@ from krstore.store.layout import HEADER, Member
 __all__ = ["Container", "MemberReader"]
 
 
-class _Held:
-    """How many files containers hold open: no more than 256, and than a quarter of what the process may."""
+class _Room:
+    """How many more files containers may hold open: of 256 in all, or of a quarter of what the process may."""
 
     def __init__(self) -> None:
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._left = 256 if allowed == resource.RLIM_INFINITY else min(256, allowed // 4)
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with a lock that nobody holds, as a forked process has to."""
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -41,6 +46,20 @@ class _Held:
     def give_back(self) -> None:
         with self._lock:
             self._left += 1
+
+
+class _Opened:
+    """A descriptor that is held open; whoever is last closes it, of those who read and who gave it up.
+
+    Attributes:
+        readers: how many are reading.
+        given_up: whether nobody else is to read.
+        counted: whether it is one of those that there is room for.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.readers = descriptor, 1
+        self.given_up = self.counted = False
 
 
 class MemberReader(Protocol):
@@ -62,22 +81,24 @@ class MemberReader(Protocol):
 class Container:
     """A store file: its directory checked, its members readable at any offset, by several threads at once.
 
-    The file is held open from one read to the next, where not too many are by now; then each read opens it anew.
+    The file is held open from one read to the next, where not too many are by now; then each read opens it anew, and
+    fails if it was removed meanwhile.
 
     Raises:
         UsageError: the file cannot be opened, or was replaced after it had been opened.
         CorruptStoreError: the file is no such container, is truncated, or its directory contradicts itself.
     """
 
-    _held: ClassVar[_Held] = _Held()
-    _descriptor: int | None = None
+    _room: ClassVar[_Room] = _Room()
+    _open: _Opened | None = None
     _identity: tuple[int, ...] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._renew()
+        _ALL.add(self)
         try:
-            with self._opened() as descriptor:
+            with self._reading() as descriptor:
                 self.file_bytes = os.fstat(descriptor).st_size
             self.members = self._directory()
         except BaseException:
@@ -89,10 +110,14 @@ class Container:
 
     def close(self, close: Callable[[int], None] = os.close) -> None:  # bound: the module may be gone when Python ends
         """Give the file descriptor back; the next read opens the file again."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            close(descriptor)
-            self._held.give_back()
+        with self._lock:
+            held, self._open = self._open, None
+            if held is not None:
+                held.given_up = True
+            last = held is not None and not held.readers
+        if held is not None and last:
+            close(held.descriptor)
+            self._room.give_back()
 
     @property
     def unchanged(self) -> bool:
@@ -103,23 +128,27 @@ class Container:
             return False
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[int]:
+    def _reading(self) -> Iterator[int]:
         """Yield the file's descriptor, opening the file where it is closed; only the very same file will do."""
         with self._lock:
-            descriptor = self._descriptor
-            kept = descriptor is not None
-            if descriptor is None:
-                descriptor = self._open()
-                kept = self._held.take()
-                if kept:
-                    self._descriptor = descriptor
+            held = self._open
+            if held is not None:
+                held.readers += 1
+        if held is None:
+            held = self._opened()
         try:
-            yield descriptor
+            yield held.descriptor
         finally:
-            if not kept:
-                os.close(descriptor)
+            with self._lock:
+                held.readers -= 1
+                last = held.given_up and not held.readers
+            if last:
+                os.close(held.descriptor)
+                if held.counted:
+                    self._room.give_back()
 
-    def _open(self) -> int:
+    def _opened(self) -> _Opened:
+        """Open the file, to be held from now on if there is room; the lock is not held while the disk is waited for."""
         try:
             if not self.path.is_file():
                 raise UsageError(f"{self.path} is not a file")
@@ -131,7 +160,20 @@ class Container:
             os.close(descriptor)
             raise UsageError(f"{self.path} was replaced or changed after it had been opened; open it again")
         self._identity = identity
-        return descriptor
+        opened = _Opened(descriptor)
+        with self._lock:
+            opened.counted = self._open is None and self._room.take()
+            if opened.counted:
+                self._open = opened
+            else:
+                opened.given_up = True
+        return opened
+
+    def _renew(self) -> None:
+        """Begin with a lock that nobody holds, and no readers, as a forked process has to."""
+        self._lock = threading.Lock()
+        if self._open is not None:
+            self._open.readers = 0
 
     def names(self) -> list[str]:
         """Return the members' names."""
@@ -182,7 +224,7 @@ class Container:
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
-            with self._opened() as descriptor:
+            with self._reading() as descriptor:
                 data = layout.pread(descriptor, size, offset)
         except OSError as error:
             raise self._corrupt(f"bytes {offset}..{offset + size} cannot be read: {error.strerror}") from error
@@ -284,3 +326,15 @@ class Container:
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+_ALL: weakref.WeakSet[Container] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    Container._room.renew()
+    for container in _ALL:
+        container._renew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

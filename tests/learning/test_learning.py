@@ -315,7 +315,11 @@ def test_a_ratio_out_of_reach_leaves_no_folder_in_the_way(data: Path, tmp_path: 
     codec = {"memory.codec": "pq", "memory.preset": None}
     with pytest.raises(TargetUnreachableError):
         learn(config(data, "kril", **codec, **{"memory.ratio": 1e6}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not any((tmp_path / "run").iterdir())
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(TargetUnreachableError):
+        learn(config(data, "kril", **codec, **{"memory.ratio": 1e6}), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
     assert learn(config(data, "kril", **codec, **{"memory.ratio": 4}), tmp_path / "run").finished
 
 
