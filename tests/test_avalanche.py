@@ -274,6 +274,21 @@ def test_new_items_pass_the_exemplars_lossy_codec_too(codec: str, alike: bool, t
     save(strategy, tmp_path / "checkpoint")
 
 
+def test_items_of_several_tasks_do_not_pass(tmp_path: Path) -> None:
+    streams = [data(name, images=True) for name in ("train", "test")]
+    stream = nc_benchmark(*streams, n_experiences=2, task_labels=True)
+    encoding = {"ratio": 1.2}
+    policy = StoredExemplars(24, tmp_path / "memory", codec="webp", transform=to_tensor, encoding=encoding)
+    model = nn.Sequential(*layers())
+    strategy = Naive(
+        model=model, optimizer=torch.optim.Adam(model.parameters()), train_mb_size=10, plugins=[StoredReplay(policy)],
+        evaluator=evaluator(),
+    )  # fmt: skip
+    strategy.train(stream.train_stream[0])
+    with pytest.raises(UsageError, match=r"task labels \[1\]; stored exemplars pass the codec for one task, label 0"):
+        strategy.train(stream.train_stream[1])
+
+
 def test_new_samples_beside_a_lossy_codecs_are_warned_of(tmp_path: Path) -> None:
     cases = [(ReplayPlugin, "webp", 1), (ReplayPlugin, "webp_lossless", 0), (StoredReplay, "webp", 0)]
     for number, (plugin, codec, said) in enumerate(cases):

@@ -41,7 +41,7 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
         probed: accuracy on the test samples of each task's classes of a linear classifier of the embeddings, fitted to
             training samples of all classes; empty unless the run asks for it.
         alone_probed: the same on the step's own classes, of the network trained alone.
-        seconds: of the step, evaluation included.
+        seconds: of the step, evaluation included, without what alone and probed take.
     """
 
     accuracy: float
