@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import msgspec
+
 from krstore.errors import ConfigError, KrstoreError, OutputError, TargetUnreachableError, UsageError
 from krstore.files import atomic_write
 from krstore.learning.building import build_run_config, merged
@@ -22,7 +24,7 @@ from krstore.progress import SILENT, Progress
 
 __all__ = ["frontier", "read_grid", "summarised"]
 
-UNREACHABLE = "unreachable.txt"
+UNREACHABLE = "unreachable.json"  # in a run's folder: its config, and why that cannot keep to its budget
 NAME = r"\w[\w .,+-]*"
 FILES = ("frontier.json", "frontier.png")
 
@@ -109,12 +111,13 @@ def frontier(
     with progress.task("frontier", len(configs), "runs") as bar:
         for (name, budget, seed), config in configs.items():
             place = target / name / str(budget) / f"seed{seed}"
-            told = (place / UNREACHABLE).exists() and (place / RESULT).exists()
-            if not told or read_result(place).config != config:
+            told = json.loads(msgspec.json.encode(config))
+            if _unreachable(place).get("config") != told:
                 try:
                     learn(config, place, dataset=opened[config.data, config.test, config.resize], progress=progress)
+                    (place / UNREACHABLE).unlink(missing_ok=True)
                 except TargetUnreachableError as error:
-                    _write(place / UNREACHABLE, str(error))
+                    _write(place / UNREACHABLE, json.dumps({"config": told, "why": str(error)}))
                 except OutputError:
                     raise
                 except (KrstoreError, RuntimeError, MemoryError) as error:  # a GPU's memory is a RuntimeError
@@ -165,14 +168,23 @@ def _rows(target: Path) -> Rows:
         if not (budget.isdecimal() and seed.isdecimal()):
             continue
         row: dict[str, Any] = {"name": name, "budget": int(budget), "seed": int(seed)}
-        if (place / UNREACHABLE).exists():
-            rows.append(row | {"unreachable": (place / UNREACHABLE).read_text(errors="replace")})
+        if why := _unreachable(place).get("why"):
+            rows.append(row | {"unreachable": why})
             continue
         if not (place / RESULT).exists() or not (result := read_result(place)).finished:
             continue
         accuracy = [step.accuracy for step in result.steps]
         rows.append(row | {"method": result.config.method, "accuracy": accuracy} | result.summary())
     return sorted(rows, key=lambda row: (row["name"], row["budget"], row["seed"]))
+
+
+def _unreachable(place: Path) -> dict[str, Any]:
+    """Return what a run's folder says of a budget that is out of reach, if it does."""
+    try:
+        found = json.loads((place / UNREACHABLE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _draw(rows: Rows, path: Path) -> None:

@@ -284,7 +284,9 @@ def test_restored_channels_vary_as_the_sources_do(tmp_path: Path, width: int) ->
     assert restored.header.members["payload/network/restore"].bytes == 4 * 24
     assert restored.config["restore"]
     assert not plain.config["restore"]
-    shared = encode(tmp_path / "c.krs", rectified(300, seed=0), ratio=20, settings={"iterations": 20}, decoder=restored)
+    assert source.labels is not None
+    other = ArraySource(source.features[100:], source.labels[100:])
+    shared = encode(tmp_path / "c.krs", other, ratio=20, settings={"iterations": 20}, decoder=restored)
     assert shared.header.members["payload/network/restore"] == restored.header.members["payload/network/restore"]
 
 

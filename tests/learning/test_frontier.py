@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,19 @@ def test_what_a_run_says_is_laid_over_what_all_say(tmp_path: Path) -> None:
         frontier({"a": ("replay", {})}, [40_000], tmp_path, shared, dataset=images())
 
 
-def test_why_a_budget_cannot_be_kept_is_that_runs_own(tmp_path: Path) -> None:
-    frontier({"a": ("der", {})}, [9_000], tmp_path, SETTINGS, dataset=images())
+def test_why_a_budget_cannot_be_kept_is_that_runs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(method: str) -> dict[str, Any]:
+        (row,) = frontier({"a": (method, {})}, [9_000], tmp_path, SETTINGS, dataset=images())
+        return row
+
+    why = of("der")["unreachable"]
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.modules["krstore.learning.frontier"], "learn", None)
+        assert of("der")["unreachable"] == why, "it is not tried again"
+    assert of("finetune")["method"] == "finetune"
+    assert "unreachable" not in of("finetune")
     with pytest.raises(UsageError, match="is of another run"):
-        frontier({"a": ("replay", {})}, [9_000], tmp_path, SETTINGS, dataset=images())
+        of("replay")
 
 
 def test_each_run_has_its_own_data(tmp_path: Path) -> None:
