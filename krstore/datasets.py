@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from krstore.arrays import ArraySource, array_of, integers
-from krstore.dtypes import numpy_dtype
+from krstore.dtypes import cast, numpy_dtype
 from krstore.errors import ArchiveError, UsageError
 from krstore.source import Array, Ids
 
@@ -27,13 +27,15 @@ class DatasetSource:
 
     Args:
         dataset: for example one of torchvision's.
-        labels: integers (N,); default ``dataset.targets``, and without it what its pairs say, for which all of it is
-            read once.
+        labels: integers (N,); default ``dataset.targets``; without it, and with a ``target_transform``, what its pairs
+            say, for which all of it is read once.
         threads: samples that are read at a time; 1 for a dataset that is not made for several.
+        dtype: the element type to have floats in, one of `krstore.dtypes.DTYPES`; default the dataset's.
         channel_axis, attributes: see `krstore.ArraySource`.
 
     Raises:
-        UsageError: it is no map-style dataset, or its first sample is another one when it is read again.
+        UsageError: it is no map-style dataset, its first sample is another one when it is read again, or `dtype` would
+            make floats of integers or the other way round.
         ArchiveError: it is empty, or its first sample is none.
 
     Attributes:
@@ -48,6 +50,7 @@ class DatasetSource:
         labels: Any = None,
         *,
         threads: int = 1,
+        dtype: str | None = None,
         channel_axis: int | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
@@ -59,12 +62,18 @@ class DatasetSource:
             raise UsageError(f"threads={threads} is not positive")
         if not len(dataset):
             raise ArchiveError("the dataset is empty")
-        self._dataset, self._threads = dataset, threads
-        self._given = getattr(dataset, "targets", None) if labels is None else labels
+        self._dataset, self._threads, self._dtype = dataset, threads, None
+        transformed = getattr(dataset, "target_transform", None) is not None
+        self._given = getattr(dataset, "targets", None) if labels is None and not transformed else labels
         sample = _parts(dataset[0])[0]
         if channel_axis is None and _is_picture(sample):
             channel_axis = 2
         first = _values(sample)
+        if dtype is not None and dtype != first.dtype.name:
+            if "uint8" in (dtype, first.dtype.name):
+                raise UsageError(f"samples of {first.dtype} cannot be had as {dtype}")
+            self._dtype = numpy_dtype(dtype)
+            first = cast(first, self._dtype)
         one = ArraySource(first[None], channel_axis=channel_axis, attributes=attributes)
         if first.tobytes() != self._sample(0).tobytes():
             raise UsageError("sample 0 of the dataset is another one when it is read again; leave out what is random")
@@ -109,7 +118,8 @@ class DatasetSource:
         return np.stack(found) if found else np.empty((0, *self.spec.shape), numpy_dtype(self.spec.dtype))
 
     def _sample(self, number: int) -> Array:
-        return _values(_parts(self._dataset[number])[0])
+        values = _values(_parts(self._dataset[number])[0])
+        return values if self._dtype is None else cast(values, self._dtype)
 
 
 def _values(sample: Any) -> Array:

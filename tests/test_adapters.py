@@ -10,11 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import krstore
+from krstore.adapters._loaders import shared
 from krstore.errors import UsageError
 from krstore.testing import ArraySource
+
+
+class Augmented(Dataset[Any]):
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.randn(4, 2, 2), index
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.zeros(4, 2, 2), 0
 
 
 @pytest.fixture
@@ -81,9 +96,6 @@ def test_lightning_trains_on_both_and_resumes_where_it_was(
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_lightning_shares_the_new_task_among_processes(shuffle: bool) -> None:
-    pytest.importorskip("lightning")
-    from krstore.adapters.lightning import shared
-
     loader = DataLoader(TensorDataset(torch.arange(40)), batch_size=7, shuffle=shuffle, drop_last=True)
     parts = [shared(loader, rank, 2) for rank in range(2)]
     epochs = []
@@ -101,23 +113,103 @@ def test_lightning_shares_the_new_task_among_processes(shuffle: bool) -> None:
         shared(DataLoader(loader.dataset, sampler=WeightedRandomSampler([1.0] * 40, 40)), 0, 2)
 
 
-def test_lightning_takes_a_new_task_through_the_codec_too(new: DataLoader[Any], tmp_path: Path) -> None:
+OPTIONS: dict[str, Any] = {"ratio": 1.5, "preset": "linear", "device": "cpu"}
+X = np.random.default_rng(0).normal(size=(90, 4, 2, 2)).astype(np.float32)
+
+
+@pytest.fixture
+def lossy(tmp_path: Path) -> krstore.Memory:
+    """A memory of a lossless store of class 0 and a lossy one of class 1."""
+    memory = krstore.Memory.create(tmp_path / "lossy", device="cpu")
+    memory.append(krstore.encode(ArraySource(X, np.full(90, 0)), tmp_path / "0.krs", "raw", device="cpu"))
+    memory.append(krstore.encode(ArraySource(X, np.full(90, 1)), tmp_path / "1.krs", "transform", **OPTIONS))
+    return memory
+
+
+@pytest.mark.filterwarnings("error:new samples are sharper")
+@pytest.mark.parametrize(
+    "loading",
+    [{"batch_size": 32}, {"batch_size": 32, "drop_last": True, "shuffle": True, "num_workers": 2},
+     {"sampler": [5, 5, 80], "batch_size": 2}, {"batch_sampler": [[7, 1], [2]]}],
+    ids=["plain", "shuffled in workers", "sampler", "batch sampler"],
+)  # fmt: skip
+def test_lightning_lets_a_loaders_samples_pass_the_lossy_codec(
+    loading: dict[str, Any], lossy: krstore.Memory, tmp_path: Path
+) -> None:
     pytest.importorskip("lightning")
     from krstore.adapters.lightning import ReplayDataModule
 
-    features = np.random.default_rng(0).normal(size=(90, 4, 2, 2)).astype(np.float32)
-    options: dict[str, Any] = {"ratio": 1.5, "preset": "linear", "device": "cpu"}
-    old, fresh = (
-        krstore.encode(ArraySource(features, np.full(90, label)), tmp_path / f"{label}.krs", "transform", **options)
-        for label in range(2)
-    )
+    new, y = torch.from_numpy(X + 1).half(), torch.arange(100, 190)
+    order = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(new, y), generator=order, **loading)
+    own = list(loader)
+    module = ReplayDataModule(loader, lossy.replay(transform=lambda x: 2 * x), share=0.25)
+    mixed = module.train_dataloader()
+    order.manual_seed(3)
+    batches, decoded = list(mixed), {}
+    assert len(mixed) == len(batches)
+    for (x, labels), (own_x, own_y) in zip(batches, own, strict=True):
+        n = len(own_y)
+        assert x.dtype == torch.float32
+        assert labels[:n].tolist() == own_y.tolist()
+        assert abs(len(labels) - n * 4 / 3) < 1
+        assert set(labels[n:].tolist()) <= {0, 1}
+        assert 0.001 < ((x[:n] / 2 - own_x) ** 2).mean() < 0.7
+        decoded |= dict(zip(labels[:n].tolist(), x[:n], strict=True))
+    for x, labels in module.train_dataloader():  # encoded once: the next epoch shows the same
+        for one, label in zip(x, labels.tolist(), strict=True):
+            torch.testing.assert_close(one, decoded.get(label, one))
+
+
+@pytest.mark.filterwarnings("error:new samples are sharper")
+def test_lightning_leaves_alone_what_is_no_sharper(replay: krstore.Replay, lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    x, y = torch.randn(40, 4), torch.full((40,), 2)
+    beside_exact = ReplayDataModule(DataLoader(TensorDataset(x, y), batch_size=40), replay, share=0)
+    assert torch.equal(next(iter(beside_exact.train_dataloader()))[0], x)
+    decoded = lossy.stores[1].replay(90, shuffle=False)
+    for new in (decoded, DataLoader(decoded, batch_size=90)):
+        module = ReplayDataModule(new, lossy.replay(), share=0)
+        assert torch.equal(
+            next(iter(module.train_dataloader()))[0], torch.from_numpy(lossy.stores[1].read(slice(None)))
+        )
+
+
+def test_lightning_warns_of_samples_that_stay_sharper(lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    loader = DataLoader(TensorDataset(torch.from_numpy(X), torch.arange(90)), batch_size=90)
     with pytest.warns(UserWarning, match="new samples are sharper than what"):
-        ReplayDataModule(new, old.replay())
-    loader = ReplayDataModule(fresh.replay(30, shuffle=False), old.replay(), share=0.25).train_dataloader()
-    batches = list(loader)
-    assert len(loader) == len(batches) == 3
-    assert all(y.tolist() == [1] * 30 + [0] * 10 for _, y in batches)
-    np.testing.assert_array_equal(batches[1][0][:30].numpy(), fresh.read(slice(30, 60)))
+        module = ReplayDataModule(loader, lossy.replay(), share=0, through_codec=False)
+    assert torch.equal(next(iter(module.train_dataloader()))[0], torch.from_numpy(X))
+    with pytest.warns(UserWarning, match="new samples are sharper than what"):
+        ReplayDataModule(lossy.stores[0].replay(), lossy.replay())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (TensorDataset(torch.zeros(9, 4, 3, 3), torch.arange(9)),
+         r"its samples are \(4, 3, 3\), the replay's are stored as \(4, 2, 2\); its dataset has to give samples"),
+        (TensorDataset(torch.zeros(9, 4, 2, 2, dtype=torch.uint8), torch.arange(9)),
+         "samples of uint8 cannot be had as float32; its dataset has to give samples as they are stored"),
+        (Augmented(), "cannot pass through the replay's codec: sample 0 of the dataset is another one when"),
+        (Endless(), "cannot pass through the replay's codec: a Endless is no map-style dataset"),
+    ],
+    ids=["shape", "element type", "augmented", "iterable"],
+)  # fmt: skip
+def test_lightning_refuses_samples_that_are_not_as_they_are_stored(
+    dataset: Any, message: str, lossy: krstore.Memory
+) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    module = ReplayDataModule(DataLoader(dataset, batch_size=3), lossy.replay())
+    with pytest.raises(UsageError, match=message):
+        module.train_dataloader()
 
 
 IN_TWO = """

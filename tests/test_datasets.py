@@ -22,6 +22,7 @@ class Items(list[Any]):
     """Items of a dataset, with what torchvision calls their labels."""
 
     targets: Any
+    target_transform: Any = None
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -66,6 +67,25 @@ def test_torchvisions_targets_are_the_labels() -> None:
     for source, expected in ((krstore.DatasetSource(items), Y.tolist()), (given, [*range(7)])):
         assert source.labels is not None
         assert source.labels.tolist() == expected
+
+
+def test_labels_are_what_a_target_transform_makes_of_the_targets() -> None:
+    items = Items([(x, y // 2) for x, y in zip(X, Y.tolist(), strict=True)])
+    items.targets, items.target_transform = Y.tolist(), lambda y: y // 2
+    labels = krstore.DatasetSource(items).labels
+    assert labels is not None
+    assert labels.tolist() == (Y // 2).tolist()
+
+
+def test_floats_in_another_type() -> None:
+    source = krstore.DatasetSource(TensorDataset(X, Y), dtype="float16")
+    assert source.spec.dtype == "float16"
+    np.testing.assert_array_equal(source.read(np.arange(7)), X.half().numpy())
+    assert krstore.DatasetSource(TensorDataset(X, Y), dtype="float32").spec.dtype == "float32"
+    with pytest.raises(UsageError, match="samples of float32 cannot be had as uint8"):
+        krstore.DatasetSource(TensorDataset(X, Y), dtype="uint8")
+    with pytest.raises(ArchiveError, match="element type 'float8' is not supported"):
+        krstore.DatasetSource(TensorDataset(X, Y), dtype="float8")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
+from krstore.adapters._loaders import last_lossy, passed, shared, sharper
 from krstore.distributed import processes
 from krstore.errors import MissingExtraError, UsageError
 from krstore.replay import Replay
@@ -23,11 +27,6 @@ __all__ = ["ReplayDataModule"]
 
 Batch = tuple[Tensor, Tensor]
 
-KEPT = (
-    "batch_size", "collate_fn", "drop_last", "generator", "multiprocessing_context", "num_workers",
-    "persistent_workers", "pin_memory", "prefetch_factor", "timeout", "worker_init_fn",
-)  # fmt: skip
-
 
 class ReplayDataModule(LightningDataModule):
     """Trains on a new task with a share of replayed samples; validates on what it is given.
@@ -35,15 +34,19 @@ class ReplayDataModule(LightningDataModule):
     Batches are ``(x, y)``, the new task's samples first. The places in replays are part of Lightning's checkpoints.
     With several processes each gets its share of both, a `DataLoader` by a `DistributedSampler` as from Lightning.
 
-    Where the replay's codec is lossy, let the new task pass through it too: encode it, and give that store's replay as
-    the new task. A network that sees sharp new samples beside smooth old ones learns to tell the two apart instead of
-    the classes; there is a warning.
+    Beside what a lossy codec gives back, the new task passes through the codec too: a network that sees sharp new
+    samples beside smooth old ones learns to tell the two apart instead of the classes. The samples of the `DataLoader`
+    are encoded as the last of the replay's stores is, at its bytes a sample, into a temporary file of each process when
+    training begins; the loader's batches are then what that decodes to, in the replay's dtype and behind its
+    ``transform``. So its dataset has to give samples as they are stored, the same each time: augment by ``transform``.
 
     Args:
         new: the new task's batches: of a `DataLoader`, or of a replay of its own.
         replay: of a store or a memory.
         share: of replayed samples in a batch; see `krstore.replay.Replay.mix`.
-        validation: batches to validate on.
+        validation: batches to validate on. They are shown as they are.
+        through_codec: train on the samples of a `DataLoader` as the codec gives them back; otherwise as they are, and
+            beside a lossy codec's with a warning.
 
     Raises:
         UsageError: a share out of range.
@@ -55,24 +58,36 @@ class ReplayDataModule(LightningDataModule):
         replay: Replay,
         share: float = 0.5,
         validation: DataLoader[Any] | list[DataLoader[Any]] | None = None,
+        *,
+        through_codec: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= share < 1:
             raise UsageError(f"share={share} is not in 0..1, 1 left out")
-        if isinstance(new, DataLoader) and not replay.samples.exact:
+        self._new, self._replay, self._share, self._validation = new, replay, share, validation
+        unlike = sharper(new, replay)
+        self._passes = unlike and through_codec and isinstance(new, DataLoader) and last_lossy(replay) is not None
+        if unlike and not self._passes:
             warnings.warn(
-                f"new samples are sharper than what {replay.samples.path} decodes to; encode them too, and give their "
-                "store's replay as the new task",
+                f"new samples are sharper than what {replay.samples.path} decodes to, and a network learns to tell "
+                "them apart by that; give a DataLoader of them and leave through_codec on",
                 stacklevel=2,
             )
-        self._new, self._replay, self._share, self._validation = new, replay, share, validation
 
     def train_dataloader(self) -> Any:
-        """Return the mixed batches of an epoch of the new task.
+        """Return the mixed batches of an epoch of the new task, which passes through the codec if need be.
 
         Raises:
-            UsageError: there are several processes, and a loader that cannot be shared among them.
+            UsageError: the new task's samples are not as they are stored, or there are several processes, and a loader
+                that cannot be shared among them.
+            KrstoreError: as `krstore.encode`.
         """
+        if self._passes:
+            assert isinstance(self._new, DataLoader)
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._new = passed(self._new, self._replay, Path(folder) / "passed.krs")
+            self._passes = False
         new = shared(self._new, *processes()) if isinstance(self._new, DataLoader) else self._new
         return _Mixed(new, self._replay, self._share)
 
@@ -91,26 +106,6 @@ class ReplayDataModule(LightningDataModule):
         if isinstance(self._new, Replay) and "new" in state_dict:
             self._new.load_state_dict(state_dict["new"])
             self._new.skip_ended()
-
-
-def shared(loader: DataLoader[Any], rank: int, world: int) -> DataLoader[Any]:
-    """Return a loader of one process' share of the samples.
-
-    Raises:
-        UsageError: its sampler is of its own kind.
-    """
-    if world == 1 or isinstance(loader.sampler, DistributedSampler):
-        return loader
-    if loader.batch_size is None or not isinstance(loader.sampler, (RandomSampler, SequentialSampler)):
-        raise UsageError(
-            f"{world} processes: the new task's loader has a sampler of its own; give it one that takes a share for "
-            "each process, as torch.utils.data.DistributedSampler does"
-        )
-    sampler = DistributedSampler[Any](
-        loader.dataset, world, rank, shuffle=isinstance(loader.sampler, RandomSampler),
-        seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),
-    )  # fmt: skip
-    return DataLoader(loader.dataset, sampler=sampler, **{name: getattr(loader, name) for name in KEPT})
 
 
 class _Mixed:

@@ -34,6 +34,7 @@ class MemorySamples:
         labels, task: of each sample (N,); `task` is `None` unless every store has it.
         store_of: the number of each sample's store (N,).
         exact: whether all of them are what was encoded.
+        stores: which hold them.
 
     Raises:
         UsageError: there are no stores.
@@ -42,7 +43,7 @@ class MemorySamples:
     def __init__(self, path: Path, stores: Sequence[Store], dropped: Sequence[Sequence[int]]) -> None:
         if not stores:
             raise UsageError(f"the memory {path} is empty; append stores to it first")
-        self.path, self._stores = path, list(stores)
+        self.path, self.stores = path, list(stores)
         rows, labels, tasks = [], [], []
         for store, without in zip(stores, dropped, strict=True):
             assert store.labels is not None
@@ -76,7 +77,7 @@ class MemorySamples:
     def read(self, ids: Ids) -> Array:
         """Return samples (len(ids), *shape) in the memory's dtype."""
         parts, order = self._by_store(ids)
-        return np.concatenate([self._stores[number].decode(rows) for number, rows in parts])[order]
+        return np.concatenate([self.stores[number].decode(rows) for number, rows in parts])[order]
 
     def decode_tensor(self, ids: Ids) -> torch.Tensor:
         """Return samples (len(ids), *shape) on the device where they are decoded."""
@@ -85,13 +86,13 @@ class MemorySamples:
         parts, order = self._by_store(ids)
         decoded = []
         for first, group in itertools.groupby(parts, key=lambda part: self._kin[part[0]]):
-            together = [(self._stores[number], rows) for number, rows in group]
-            decoded.append(self._stores[first].decode_together(together))
+            together = [(self.stores[number], rows) for number, rows in group]
+            decoded.append(self.stores[first].decode_together(together))
         return torch.cat(decoded)[torch.from_numpy(order).to(decoded[0].device)]
 
     def cache(self, limit: int) -> None:
         """Keep up to `limit` bytes of what is read and entropy-decoded, each store by its share of the samples."""
-        for number, store in enumerate(self._stores):
+        for number, store in enumerate(self.stores):
             store.cache(limit * int((self.store_of == number).sum()) // max(1, len(self)))
 
     def _by_store(self, ids: Ids) -> tuple[list[tuple[int, Ids]], Ids]:

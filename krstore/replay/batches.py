@@ -121,7 +121,7 @@ class Replay(Dataset[Batch]):
         if samples.labels is None:
             raise UsageError(f"{samples.path} has no labels to replay; use store.read(ids) for its features alone")
         self.samples, self.batch_size, self.device, self.dtype = samples, batch_size, device, dtype
-        self.drop_last, self.prefetch, self.transform = drop_last, prefetch, transform
+        self.drop_last, self.prefetch, self.transform, self.cache_bytes = drop_last, prefetch, transform, cache_bytes
         self._labels = torch.from_numpy(samples.labels)
         self._rows = _rows_of(samples, classes)
         if not len(self._rows):
@@ -141,7 +141,6 @@ class Replay(Dataset[Batch]):
             "crc32": zlib.crc32(samples.labels[self._rows].tobytes(), zlib.crc32(self._rows.tobytes())),
             "seed": seed, "balance": balance, "shuffle": shuffle,
         }  # fmt: skip
-        self._cache_bytes = cache_bytes
         self._cache()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -317,8 +316,8 @@ class Replay(Dataset[Batch]):
             epoch, offset = epoch + 1, 0
 
     def _cache(self) -> None:
-        if self._cache_bytes:
-            self.samples.cache(self._cache_bytes)
+        if self.cache_bytes:
+            self.samples.cache(self.cache_bytes)
 
 
 def _rows_of(samples: Replayable, classes: Sequence[int] | None) -> Ids:
