@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from krstore.archives import open_archive, open_snapshots, write_archive
     from krstore.archives.states import snapshot
     from krstore.arrays import ArraySource
+    from krstore.bars import Bars
     from krstore.codec import Codec, Decoder, Kind, SnapshotCodec, SnapshotDecoder
     from krstore.comparison import compare
     from krstore.datasets import DatasetSource
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArraySource",
+    "Bars",
     "Codec",
     "DatasetSource",
     "Decoder",
@@ -66,6 +68,7 @@ __all__ = [
 
 _HOMES = {
     "ArraySource": "krstore.arrays",
+    "Bars": "krstore.bars",
     "Codec": "krstore.codec",
     "DatasetSource": "krstore.datasets",
     "Decoder": "krstore.codec",

@@ -1,6 +1,6 @@
 """How long work reports itself: the library calls, a front end shows.
 
-The library never prints. Whoever calls it passes a `Progress`; the default keeps silent.
+The library never prints. Whoever calls it passes a `Progress`, `krstore.Bars` for one; the default keeps silent.
 """
 
 from __future__ import annotations

@@ -18,6 +18,10 @@ from krstore.errors import UsageError
 from krstore.testing import ArraySource
 
 
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
 class Augmented(Dataset[Any]):
     def __len__(self) -> int:
         return 9
@@ -143,7 +147,7 @@ def test_lightning_lets_a_loaders_samples_pass_the_lossy_codec(
     order = torch.Generator().manual_seed(3)
     loader = DataLoader(TensorDataset(new, y), generator=order, **loading)
     own = list(loader)
-    module = ReplayDataModule(loader, lossy.replay(transform=lambda x: 2 * x), share=0.25)
+    module = ReplayDataModule(loader, lossy.replay(transform=doubled), share=0.25)
     mixed = module.train_dataloader()
     order.manual_seed(3)
     batches, decoded = list(mixed), {}

@@ -79,10 +79,10 @@ class Output:
 
     def progress(self) -> Progress:
         """Return what shows the library's work: bars, where stderr is a terminal that somebody looks at."""
-        from krstore_cli.bars import Bars
+        from krstore.bars import Bars
 
         live = not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        return Bars(self.err, live, note=self.status, done=self.detail)
+        return Bars(self.err, live=live, note=self.status, done=self.detail)
 
     def _line(self, kind: str, style: str, message: str) -> None:
         from rich.text import Text

@@ -19,6 +19,7 @@ from krstore.memory import Memory
 from krstore.memory.alike import encode_alike
 from krstore.memory.beside import encode_beside
 from krstore.memory.samples import MemorySamples
+from krstore.progress import Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, Source, SourceSpec, default_channel_axis
 from krstore.store.reader import Store
@@ -37,10 +38,16 @@ class Experiences:
     """
 
     def __init__(
-        self, path: str | Path, codec: str, seed: int, device: str, encoding: Mapping[str, Any] | None
+        self,
+        path: str | Path,
+        codec: str,
+        seed: int,
+        device: str,
+        encoding: Mapping[str, Any] | None,
+        progress: Progress,
     ) -> None:
         self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
-        self._seed, self._device, self._encoding = seed, device, dict(encoding or {})
+        self._seed, self._device, self._encoding, self._progress = seed, device, dict(encoding or {}), progress
         self.memory = Memory.ensure(path, device=device)
         self.finished = 0
 
@@ -71,7 +78,7 @@ class Experiences:
         with _archived(batches, labels, number, attributes) as (source, folder):
             store = encode_beside(
                 self.memory, next(iter(kept), None), source, folder / "experience.krs", self._codec.name,
-                device=self._device, seed=self._seed, **self._encoding,
+                device=self._device, seed=self._seed, progress=self._progress, **self._encoding,
             )  # fmt: skip
             (entry,) = self.memory.replace(stale, [store]) if stale else self.memory.append(store)
         self.finished = number + 1
@@ -83,7 +90,7 @@ class Experiences:
         """Return a new experience's samples as the codec of the last one's gives them back, at its rate, in a file."""
         last = max((store for _, store in self.memory.pairs() if _experience(store) < number), key=_experience)
         with _archived(batches, labels, number, attributes) as (source, _):
-            store = encode_alike(last, source, output, device=self._device, seed=self._seed)
+            store = encode_alike(last, source, output, device=self._device, seed=self._seed, progress=self._progress)
         return MemorySamples(output, [store], [()])
 
 

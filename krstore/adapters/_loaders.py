@@ -12,6 +12,7 @@ from krstore.datasets import DatasetSource
 from krstore.errors import ArchiveError, UsageError
 from krstore.memory.alike import encode_alike
 from krstore.memory.samples import MemorySamples
+from krstore.progress import Progress
 from krstore.replay import Replay
 from krstore.store.reader import Store
 
@@ -39,13 +40,14 @@ def last_lossy(replay: Replay) -> Store | None:
     return next((store for store in reversed(stores) if isinstance(store, Store) and not store.exact), None)
 
 
-def passed(loader: DataLoader[Any], replay: Replay, output: Path) -> DataLoader[Any]:
+def passed(loader: DataLoader[Any], replay: Replay, output: Path, progress: Progress) -> DataLoader[Any]:
     """Return a loader of the same samples in the same order, as the codec of a replay's last lossy store gives them.
 
     They are in the replay's dtype and behind its transform, on the CPU.
 
     Args:
         output: the store that they are in, new.
+        progress: shows how far encoding has come.
 
     Raises:
         UsageError: they are not as they are stored, or the replay has no such store.
@@ -63,7 +65,7 @@ def passed(loader: DataLoader[Any], replay: Replay, output: Path) -> DataLoader[
             raise UsageError(f"its samples are {source.spec.shape}, the replay's are stored as {stored.shape}")
     except (ArchiveError, UsageError) as error:
         raise UsageError(f"the new task cannot pass through the replay's codec: {error}; {CURE}") from error
-    store = encode_alike(last, source, output, device=last.device)
+    store = encode_alike(last, source, output, device=last.device, progress=progress)
     again = store.replay(device="cpu", dtype=replay.dtype, transform=replay.transform, cache_bytes=replay.cache_bytes)
     return _loader(loader, again, loader.sampler)
 

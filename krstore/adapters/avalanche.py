@@ -21,6 +21,7 @@ from krstore.adapters._experiences import PIL, Experiences, warn
 from krstore.errors import MissingExtraError, UsageError
 from krstore.memory import Memory
 from krstore.memory.samples import MemorySamples
+from krstore.progress import SILENT, Progress
 from krstore.replay import CACHE_BYTES, Replay
 from krstore.source import Ids, class_indices
 from krstore.tensors import as_tensor
@@ -57,6 +58,7 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         seed: of the selection.
         device: where a codec computes.
         encoding: other arguments of `krstore.encode`, `ratio` for example.
+        progress: shows how far encoding has come; `krstore.Bars` for example.
 
     Raises:
         UsageError: `adaptive_size` is off and the number of classes not given.
@@ -74,10 +76,11 @@ class StoredExemplars(ExemplarsBuffer):  # type: ignore[misc]
         seed: int = 0,
         device: str = "auto",
         encoding: Mapping[str, Any] | None = None,
+        progress: Progress = SILENT,
     ) -> None:
         if not adaptive_size and not total_num_classes:
             raise UsageError("adaptive_size=False needs total_num_classes, a positive number")
-        self._memory = Experiences(path, codec, seed, device, encoding)
+        self._memory = Experiences(path, codec, seed, device, encoding, progress)
         self._transform, self._divisor, self._seed = transform, None if adaptive_size else total_num_classes, seed
         self._with_tasks, self._alike = False, -1
         super().__init__(max_size)
@@ -204,6 +207,7 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         seed: of codec and order.
         encoding: other arguments of `krstore.encode`, `ratio` and `settings` for example.
         cache_bytes: see `krstore.Replay`.
+        progress: shows how far encoding has come; `krstore.Bars` for example.
         options: Avalanche's `SupervisedTemplate` takes them. `train_mb_size` is of the *new* samples of a batch.
 
     Raises:
@@ -223,11 +227,12 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         seed: int = 0,
         encoding: Mapping[str, Any] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        progress: Progress = SILENT,
         **options: Any,
     ) -> None:
         super().__init__(model=model, **options)
         self.extractor = extractor.to(self.device).eval().requires_grad_(False)
-        self._memory = Experiences(path, codec, seed, str(self.device), encoding)
+        self._memory = Experiences(path, codec, seed, str(self.device), encoding, progress)
         self._share, self._balance, self._through_codec = share, balance, through_codec
         self._seed, self._cache_bytes = seed, cache_bytes
 

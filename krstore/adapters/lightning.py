@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from krstore.adapters._loaders import last_lossy, passed, shared, sharper
 from krstore.distributed import processes
 from krstore.errors import MissingExtraError, UsageError
+from krstore.progress import SILENT, Progress
 from krstore.replay import Replay
 
 try:
@@ -47,6 +48,7 @@ class ReplayDataModule(LightningDataModule):
         validation: batches to validate on. They are shown as they are.
         through_codec: train on the samples of a `DataLoader` as the codec gives them back; otherwise as they are, and
             beside a lossy codec's with a warning.
+        progress: shows how far encoding has come, in the first process; `krstore.Bars` for example.
 
     Raises:
         UsageError: a share out of range.
@@ -60,11 +62,13 @@ class ReplayDataModule(LightningDataModule):
         validation: DataLoader[Any] | list[DataLoader[Any]] | None = None,
         *,
         through_codec: bool = True,
+        progress: Progress = SILENT,
     ) -> None:
         super().__init__()
         if not 0 <= share < 1:
             raise UsageError(f"share={share} is not in 0..1, 1 left out")
         self._new, self._replay, self._share, self._validation = new, replay, share, validation
+        self._progress = progress
         unlike = sharper(new, replay)
         self._passes = unlike and through_codec and isinstance(new, DataLoader) and last_lossy(replay) is not None
         if unlike and not self._passes:
@@ -86,7 +90,8 @@ class ReplayDataModule(LightningDataModule):
             assert isinstance(self._new, DataLoader)
             folder = tempfile.mkdtemp()
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._new = passed(self._new, self._replay, Path(folder) / "passed.krs")
+            progress = SILENT if processes()[0] else self._progress
+            self._new = passed(self._new, self._replay, Path(folder) / "passed.krs", progress)
             self._passes = False
         new = shared(self._new, *processes()) if isinstance(self._new, DataLoader) else self._new
         return _Mixed(new, self._replay, self._share)

@@ -1,17 +1,18 @@
-"""How long work shows itself: `krstore.progress.Progress` as bars on stderr."""
+"""How long work shows itself on a terminal, or in a notebook."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import TaskID
 
 __all__ = ["Bars"]
@@ -20,16 +21,29 @@ DAY = 24 * 3600.0  # seconds that a rate is taken over; rich's half a minute is 
 
 
 class Bars:
-    """Shows work as bars with rate, figures and time left.
+    """A `krstore.progress.Progress` of bars with rate, figures and time left: ``krstore.encode(..., progress=Bars())``.
+
+    Bars are for somebody who looks: a terminal or a notebook. Elsewhere there are notes alone.
 
     Args:
-        console: where, when `live`.
-        note: says what was decided.
-        done: says what each piece of work came to.
+        console: where; default stderr.
+        live: show bars; default where somebody looks.
+        note: says what was decided; default a line on the console.
+        done: says what each piece of work came to; default nothing.
     """
 
-    def __init__(self, console: Console, live: bool, note: Callable[[str], None], done: Callable[[str], None]) -> None:
-        self.note, self._done = note, done
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        live: bool | None = None,
+        note: Callable[[str], None] | None = None,
+        done: Callable[[str], None] | None = None,
+    ) -> None:
+        self._console = Console(stderr=True) if console is None else console
+        if live is None:
+            live = self._console.is_jupyter or (self._console.is_terminal and os.environ.get("TERM") != "dumb")
+        self._note, self._done = note, done
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -37,11 +51,18 @@ class Bars:
             _Rate(),
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
-            console=console,
+            console=self._console,
             transient=True,
             speed_estimate_period=DAY,
             disable=not live,
         )
+
+    def note(self, message: str) -> None:
+        """Say one line of what was decided."""
+        if self._note is None:
+            self._console.print(Text(message), soft_wrap=True)
+        else:
+            self._note(message)
 
     @contextlib.contextmanager
     def task(self, description: str, total: int, unit: str = "samples") -> Iterator[_Work]:
@@ -52,7 +73,8 @@ class Bars:
         work = _Work(self._bars, number)
         try:
             yield work
-            self._done(f"{description}: {work.done:,} {unit} in {time.monotonic() - began:.1f} s {work.figures}")
+            if self._done is not None:
+                self._done(f"{description}: {work.done:,} {unit} in {time.monotonic() - began:.1f} s {work.figures}")
         finally:
             self._bars.remove_task(number)
             if not self._bars.tasks:
