@@ -322,6 +322,34 @@ def test_batches_that_cannot_be_mixed(batch: Any, said: str) -> None:
         next(krstore.Replay(Memoryless()).mix([batch]))
 
 
+@pytest.mark.parametrize("mixing", [False, True])
+def test_random_augmentation_is_the_same_with_each_seed(mixing: bool) -> None:
+    """It draws in the caller, between what the loop draws, however far ahead batches are decoded."""
+
+    def drawn(prefetch: int) -> list[list[float]]:
+        replay = krstore.Replay(
+            Memoryless(), transform=lambda x: x + torch.rand(len(x), 1), batch_size=2, prefetch=prefetch
+        )
+        torch.manual_seed(0)
+        new = [(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))] * 6
+        batches = replay.mix(new, 0.4) if mixing else replay.forever()
+        return [[*x[:, 0].tolist(), float(torch.rand(1))] for (x, *_), _ in zip(batches, range(6), strict=False)]
+
+    assert drawn(0) == drawn(1) == drawn(4)
+
+
+def test_new_samples_of_another_shape_cannot_be_mixed() -> None:
+    with pytest.raises(UsageError, match=r"new samples are \(5,\) with labels \(\), replayed ones \(4,\) with labels"):
+        next(krstore.Replay(Memoryless()).mix([(torch.zeros(2, 5), torch.zeros(2))]))
+
+
+def test_what_mixes_nothing_transforms_nothing() -> None:
+    replay = krstore.Replay(Memoryless(), transform=torch.Tensor.amax)
+    x, _, replayed = next(replay.mix([(torch.zeros(2, 5), torch.zeros(2))], share=0))
+    assert x.shape == (2, 5)
+    assert not replayed.any()
+
+
 def test_features_may_be_transformed() -> None:
     replay = krstore.Replay(Memoryless(), transform=lambda x: -x, batch_size=4)
     for x, y in replay:

@@ -78,7 +78,8 @@ class Replay(Dataset[Batch]):
         drop_last: leave out a smaller last batch.
         dtype: of the features; `None` keeps the store's.
         transform: what becomes of the features (n, *shape) of n samples, on their device and in that dtype; for images
-            of bytes ``lambda x: x / 255``. `None` leaves them.
+            of bytes ``lambda x: x / 255``. It is called where batches are asked for, so that one that augments at
+            random draws the same numbers each time. `None` leaves them.
         prefetch: batches that iterating decodes ahead; 0 decodes each when it is asked for.
         cache_bytes: of entropy-decoded integers (or of samples, where a codec has none) that are kept in memory, by
             each process: of the first samples of each store, as many as its share holds. All replays of an open store
@@ -166,7 +167,7 @@ class Replay(Dataset[Batch]):
         self._loaded = False
         for batch, place in ahead(self._epoch(self._place), self.prefetch):
             self._place = place
-            yield batch
+            yield self._transformed(batch)
         if self._place.offset:
             self._place = self._place._replace(epoch=self._place.epoch + 1, offset=0)
 
@@ -196,8 +197,9 @@ class Replay(Dataset[Batch]):
     def mix(self, new: Iterable[Batch], share: float = 0.5) -> Iterator[MixedBatch]:
         """Yield each batch of a new task with replayed samples added, so many that they are `share` of the whole.
 
-        They are taken one after another, epoch by epoch, decoded ahead in batches of `batch_size`, and brought to the
-        new ones' device and dtype. A batch of the new task is drawn when it is asked for. Nothing else should be taken
+        They are taken one after another, epoch by epoch, decoded ahead in batches of `batch_size`, transformed, and
+        brought to the new ones' device and dtype. New ones are left as they are: what `transform` does to old ones,
+        their loader does to them. A batch of the new task is drawn when it is asked for. Nothing else should be taken
         from the replay meanwhile: the mix goes on where its last batch has left off.
 
         Args:
@@ -205,7 +207,7 @@ class Replay(Dataset[Batch]):
             share: of the samples of a mixed batch, from 0 to below 1.
 
         Raises:
-            UsageError: a share out of range, or the new task has other batches.
+            UsageError: a share out of range, or the new task has other batches, or samples of another shape.
         """
         if not 0 <= share < 1:
             raise UsageError(f"share={share} is not in 0..1, 1 left out")
@@ -222,13 +224,7 @@ class Replay(Dataset[Batch]):
         Raises:
             IndexError: out of range.
         """
-        rows = self._rows[np.asarray(indices, np.int64)]
-        features = self.samples.decode_tensor(rows)
-        device = features.device if self.device is None or get_worker_info() is not None else self.device
-        features = features.to(device, self.dtype or features.dtype)
-        if self.transform is not None:
-            features = self.transform(features)
-        return features, self._labels[torch.from_numpy(rows)].to(device)
+        return self._transformed(self._decode(np.asarray(indices, np.int64)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the replay has come; batches that were decoded ahead and not yet taken do not count.
@@ -281,13 +277,24 @@ class Replay(Dataset[Batch]):
         features, labels = self.read(indices)
         return list(zip(features, labels, strict=True))
 
+    def _decode(self, indices: Ids) -> Batch:
+        rows = self._rows[indices]
+        features = self.samples.decode_tensor(rows)
+        device = features.device if self.device is None or get_worker_info() is not None else self.device
+        return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)
+
+    def _transformed(self, batch: Batch) -> Batch:
+        """Return what becomes of a batch; in the caller, whose random numbers a transform may draw."""
+        x, y = batch
+        return (x if self.transform is None else self.transform(x)), y
+
     def _epoch(self, place: Place) -> Iterator[tuple[Batch, Place]]:
         """Yield the batches of what is left of an epoch, each with the place behind it."""
         order = self._course.epoch(place.epoch)
         last = len(order) // self.batch_size * self.batch_size if self.drop_last else len(order)
         for start in range(place.offset, last, self.batch_size):
             stop = min(start + self.batch_size, last)
-            yield self.read(order[start:stop]), place._replace(offset=stop)
+            yield self._decode(order[start:stop]), place._replace(offset=stop)
 
     def _identity(self) -> dict[str, Any]:
         """Return what a place is of: samples, their order, and how many processes share them."""
@@ -299,7 +306,7 @@ class Replay(Dataset[Batch]):
         def old(count: int) -> Iterator[Batch]:
             return ahead(self._decoded(place), self.prefetch * math.ceil(max(1, count) / self.batch_size))
 
-        for batch, count, owed in mixed(new, old, ratio, place.owed):
+        for batch, count, owed in mixed(new, old, self._transformed, ratio, place.owed):
             self._place = place = self._course.behind(place, count)._replace(owed=owed)
             self._loaded = False
             yield batch
@@ -310,7 +317,7 @@ class Replay(Dataset[Batch]):
         while True:
             order = self._course.epoch(epoch)
             for start in range(offset - offset % self.batch_size, len(order), self.batch_size):
-                x, y = self.read(order[start : start + self.batch_size])
+                x, y = self._decode(order[start : start + self.batch_size])
                 passed = max(0, offset - start)
                 yield x[passed:], y[passed:]
             epoch, offset = epoch + 1, 0

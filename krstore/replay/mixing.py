@@ -32,18 +32,23 @@ class MixedBatch(NamedTuple):
 
 
 def mixed(
-    new: Iterable[Batch], old: Callable[[int], Iterator[Batch]], ratio: float, owed: float
+    new: Iterable[Batch],
+    old: Callable[[int], Iterator[Batch]],
+    transform: Callable[[Batch], Batch],
+    ratio: float,
+    owed: float,
 ) -> Iterator[tuple[MixedBatch, int, float]]:
     """Yield each new batch with old samples added, how many these are, and what rounding owes behind it.
 
     Args:
         new: batches (x, y).
         old: called once, with how many samples the first batch takes; returns batches of old ones without end.
+        transform: what becomes of the old ones that join a batch.
         ratio: old samples a new one.
         owed: part of an old sample that rounding owes at first.
 
     Raises:
-        UsageError: a new batch is no pair of tensors, of as many samples as labels.
+        UsageError: a new batch is no pair of tensors, of as many samples as labels, or its samples have another shape.
     """
     supply: _Supply | None = None
     with contextlib.ExitStack() as open_until_the_end:
@@ -52,13 +57,24 @@ def mixed(
             owed += len(x) * ratio
             count = math.floor(owed + 0.5)
             owed -= count
-            if supply is None:
-                supply = _Supply(old(count))
-                open_until_the_end.callback(supply.close)
-            old_x, old_y = supply.take(count)
             replayed = torch.arange(len(x) + count, device=x.device) >= len(x)
-            both = torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
-            yield MixedBatch(*both, replayed), count, owed
+            if count:
+                if supply is None:
+                    supply = _Supply(old(count))
+                    open_until_the_end.callback(supply.close)
+                x, y = _joined((x, y), transform(supply.take(count)))
+            yield MixedBatch(x, y, replayed), count, owed
+
+
+def _joined(new: Batch, old: Batch) -> Batch:
+    (x, y), (old_x, old_y) = new, old
+    if x.shape[1:] != old_x.shape[1:] or y.shape[1:] != old_y.shape[1:]:
+        raise UsageError(
+            f"new samples are {tuple(x.shape[1:])} with labels {tuple(y.shape[1:])}, replayed ones "
+            f"{tuple(old_x.shape[1:])} with labels {tuple(old_y.shape[1:])}; bring them to one shape, by the loader of "
+            "the new ones or the replay's transform"
+        )
+    return torch.cat([x, old_x.to(x.device, x.dtype)]), torch.cat([y, old_y.to(y.device, y.dtype)])
 
 
 def _pair(batch: Any) -> Batch:
