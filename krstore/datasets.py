@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from krstore.arrays import ArraySource, array_of, integers
-from krstore.dtypes import cast, numpy_dtype
+from krstore.dtypes import DTYPES, cast, numpy_dtype
 from krstore.errors import ArchiveError, UsageError
 from krstore.source import Array, Ids
 
 __all__ = ["DatasetSource"]
+
+AGAIN = 8  # samples that are read twice, to see whether they are the same
 
 
 class DatasetSource:
@@ -27,15 +30,15 @@ class DatasetSource:
 
     Args:
         dataset: for example one of torchvision's.
-        labels: integers (N,); default ``dataset.targets``; without it, and with a ``target_transform``, what its pairs
-            say, for which all of it is read once.
+        labels: integers (N,); default ``dataset.targets``, unless that is not what its first pair says, or it has a
+            ``target_transform``; then what its pairs say, for which all of it is read once.
         threads: samples that are read at a time; 1 for a dataset that is not made for several.
         dtype: the element type to have floats in, one of `krstore.dtypes.DTYPES`; default the dataset's.
         channel_axis, attributes: see `krstore.ArraySource`.
 
     Raises:
-        UsageError: it is no map-style dataset, its first sample is another one when it is read again, or `dtype` would
-            make floats of integers or the other way round.
+        UsageError: it is no map-style dataset, a sample is another one when it is read again, or `dtype` would make
+            floats of integers or the other way round.
         ArchiveError: it is empty, or its first sample is none.
 
     Attributes:
@@ -63,20 +66,22 @@ class DatasetSource:
         if not len(dataset):
             raise ArchiveError("the dataset is empty")
         self._dataset, self._threads, self._dtype = dataset, threads, None
-        transformed = getattr(dataset, "target_transform", None) is not None
-        self._given = getattr(dataset, "targets", None) if labels is None and not transformed else labels
-        sample = _parts(dataset[0])[0]
+        sample, *label = _parts(dataset[0])
+        self._given = _targets(dataset, label) if labels is None else labels
         if channel_axis is None and _is_picture(sample):
             channel_axis = 2
         first = _values(sample)
         if dtype is not None and dtype != first.dtype.name:
-            if "uint8" in (dtype, first.dtype.name):
+            if "uint8" in (dtype, first.dtype.name) or first.dtype.name not in DTYPES:
                 raise UsageError(f"samples of {first.dtype} cannot be had as {dtype}")
             self._dtype = numpy_dtype(dtype)
             first = cast(first, self._dtype)
         one = ArraySource(first[None], channel_axis=channel_axis, attributes=attributes)
-        if first.tobytes() != self._sample(0).tobytes():
-            raise UsageError("sample 0 of the dataset is another one when it is read again; leave out what is random")
+        for number in range(0, len(dataset), math.ceil(len(dataset) / AGAIN)):
+            if self._sample(number).tobytes() != self._sample(number).tobytes():
+                raise UsageError(
+                    f"sample {number} of the dataset is another one when it is read again; leave out what is random"
+                )
         self.spec = replace(one.spec, samples=len(dataset))
 
     def __repr__(self) -> str:
@@ -120,6 +125,14 @@ class DatasetSource:
     def _sample(self, number: int) -> Array:
         values = _values(_parts(self._dataset[number])[0])
         return values if self._dtype is None else cast(values, self._dtype)
+
+
+def _targets(dataset: Any, label: list[Any]) -> Any:
+    """Return what a dataset says that its labels are, if its first pair, whose second part is `label`, agrees."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        return None
+    return targets if not label or np.array_equal(array_of(label[0]), array_of(targets[0])) else None
 
 
 def _values(sample: Any) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 import krstore
 from krstore.adapters._loaders import shared
@@ -174,7 +174,7 @@ def test_lightning_leaves_alone_what_is_no_sharper(replay: krstore.Replay, lossy
     beside_exact = ReplayDataModule(DataLoader(TensorDataset(x, y), batch_size=40), replay, share=0)
     assert torch.equal(next(iter(beside_exact.train_dataloader()))[0], x)
     decoded = lossy.stores[1].replay(90, shuffle=False)
-    for new in (decoded, DataLoader(decoded, batch_size=90)):
+    for new in (decoded, DataLoader(decoded, batch_size=90), DataLoader(Subset(decoded, range(90)), batch_size=90)):
         module = ReplayDataModule(new, lossy.replay(), share=0)
         assert torch.equal(
             next(iter(module.train_dataloader()))[0], torch.from_numpy(lossy.stores[1].read(slice(None)))
@@ -189,8 +189,44 @@ def test_lightning_warns_of_samples_that_stay_sharper(lossy: krstore.Memory) -> 
     with pytest.warns(UserWarning, match="new samples are sharper than what"):
         module = ReplayDataModule(loader, lossy.replay(), share=0, through_codec=False)
     assert torch.equal(next(iter(module.train_dataloader()))[0], torch.from_numpy(X))
-    with pytest.warns(UserWarning, match="new samples are sharper than what"):
-        ReplayDataModule(lossy.stores[0].replay(), lossy.replay())
+
+
+@pytest.mark.filterwarnings("error:new samples are sharper")
+def test_lightning_lets_a_lossless_stores_samples_pass_the_codec_too(lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    module = ReplayDataModule(lossy.stores[0].replay(32, seed=4), lossy.replay(), share=0)
+    first = lossy.stores[0].replay(32, seed=4)
+    for (x, y), (own, labels) in zip(module.train_dataloader(), first, strict=True):
+        assert torch.equal(y, labels)
+        assert 0.001 < ((x - own) ** 2).mean() < 0.7
+    assert module.state_dict()["new"] == first.state_dict()
+
+
+@pytest.mark.filterwarnings("error:new samples are sharper")
+def test_lightning_leaves_new_samples_alone_beside_exact_classes_of_a_lossy_memory(lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    loader = DataLoader(TensorDataset(torch.from_numpy(X), torch.arange(90)), batch_size=90)
+    module = ReplayDataModule(loader, lossy.replay(classes=[0]), share=0)
+    assert torch.equal(next(iter(module.train_dataloader()))[0], torch.from_numpy(X))
+
+
+def stacked(items: Any) -> Any:
+    return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])
+
+
+def test_lightning_knows_a_collation_that_only_stacks(lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    triples = [(torch.from_numpy(x), label, "name") for label, x in enumerate(X)]
+    module = ReplayDataModule(DataLoader(triples, 45, collate_fn=stacked), lossy.replay(), share=0)  # type: ignore[arg-type]
+    batches = list(module.train_dataloader())
+    assert [len(y) for _, y in batches] == [45, 45]
+    assert torch.cat([y for _, y in batches]).tolist() == [*range(90)]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +238,10 @@ def test_lightning_warns_of_samples_that_stay_sharper(lossy: krstore.Memory) -> 
          "samples of uint8 cannot be had as float32; its dataset has to give samples as they are stored"),
         (Augmented(), "cannot pass through the replay's codec: sample 0 of the dataset is another one when"),
         (Endless(), "cannot pass through the replay's codec: a Endless is no map-style dataset"),
+        (TensorDataset(torch.zeros(9, 4, 2, 2)), "its samples have no labels; its dataset"),
+        (TensorDataset(torch.zeros(9, 4, 2, 2), torch.rand(9, 3)), "labels have shape"),
     ],
-    ids=["shape", "element type", "augmented", "iterable"],
+    ids=["shape", "element type", "augmented", "iterable", "unlabelled", "soft labels"],
 )  # fmt: skip
 def test_lightning_refuses_samples_that_are_not_as_they_are_stored(
     dataset: Any, message: str, lossy: krstore.Memory
@@ -214,6 +252,31 @@ def test_lightning_refuses_samples_that_are_not_as_they_are_stored(
     module = ReplayDataModule(DataLoader(dataset, batch_size=3), lossy.replay())
     with pytest.raises(UsageError, match=message):
         module.train_dataloader()
+
+
+class Tenfold(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return ((10 * x, y) for x, y in super().__iter__())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda data: Tenfold(data, 3), "a Tenfold makes batches of its own; its dataset"),
+        (lambda data: DataLoader(data, None), "a loader without a batch size takes what its dataset makes"),
+        (lambda data: DataLoader(data, 3, collate_fn=lambda items: (stacked(items)[0] / 2, stacked(items)[1])),
+         "its collate_fn makes something else than samples as they are stored"),
+        (lambda data: DataLoader(data, 3, collate_fn=len), "its collate_fn makes something else"),
+    ],
+    ids=["loader", "no batches", "collation", "no pair"],
+)  # fmt: skip
+def test_lightning_refuses_loaders_that_do_more_than_to_stack(make: Any, message: str, lossy: krstore.Memory) -> None:
+    pytest.importorskip("lightning")
+    from krstore.adapters.lightning import ReplayDataModule
+
+    data = [(torch.ones(4, 2, 2), label) for label in range(9)]
+    with pytest.raises(UsageError, match=message):
+        ReplayDataModule(make(data), lossy.replay()).train_dataloader()
 
 
 IN_TWO = """

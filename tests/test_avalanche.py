@@ -315,3 +315,22 @@ def test_beside_exemplars_features_are_learnt_from_as_they_are(tmp_path: Path) -
     strategy.train(stream.train_stream[0])
     assert sum(seen) == 20 * 2 * EACH, "twenty epochs of all samples, of which two of a class are kept"
     assert strategy.memory.classes == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_beside_lossy_exemplars_features_pass_their_codec(lossless: bool, tmp_path: Path) -> None:
+    stream = benchmark()
+    settings = {"per_class": 8} | ({} if lossless else {"codec": "pq", "codec_settings": {"iterations": 5}})
+    strategy = features(tmp_path / "memory", codec="random", encoding={"settings": settings}, share=0.2)
+    seen: list[torch.Tensor] = []
+    strategy.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    strategy.train(stream.train_stream[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="new samples are sharper")
+        seen.clear()
+        strategy.train(stream.train_stream[1])
+    images = torch.stack([x for x, *_ in stream.train_stream[1].dataset])
+    own = {x.numpy().tobytes() for x in strategy.features(images)}
+    exact = sum(x.numpy().tobytes() in own for x in torch.cat(seen))
+    assert (exact > 20 * 2 * EACH * 0.9) if lossless else (exact == 0)
+    assert len(torch.cat(seen)) == 20 * 2 * EACH * 5 // 4

@@ -61,12 +61,15 @@ def test_images_are_grey_or_rgb(mode: str, channels: int) -> None:
 
 
 def test_torchvisions_targets_are_the_labels() -> None:
-    items = Items([(x, -1) for x in X])
+    items = Items([(x, 4) for x in X])
     items.targets = Y.tolist()
     given = krstore.DatasetSource(items, labels=range(7))
-    for source, expected in ((krstore.DatasetSource(items), Y.tolist()), (given, [*range(7)])):
+    other = Items(zip(X, (Y - 1).tolist(), strict=True))
+    other.targets = Y.tolist()
+    sources = (krstore.DatasetSource(items), Y), (given, torch.arange(7)), (krstore.DatasetSource(other), Y - 1)
+    for source, expected in sources:
         assert source.labels is not None
-        assert source.labels.tolist() == expected
+        assert source.labels.tolist() == expected.tolist()
 
 
 def test_labels_are_what_a_target_transform_makes_of_the_targets() -> None:
@@ -84,6 +87,8 @@ def test_floats_in_another_type() -> None:
     assert krstore.DatasetSource(TensorDataset(X, Y), dtype="float32").spec.dtype == "float32"
     with pytest.raises(UsageError, match="samples of float32 cannot be had as uint8"):
         krstore.DatasetSource(TensorDataset(X, Y), dtype="uint8")
+    with pytest.raises(UsageError, match="samples of int32 cannot be had as float32"):
+        krstore.DatasetSource(TensorDataset(X.int(), Y), dtype="float32")
     with pytest.raises(ArchiveError, match="element type 'float8' is not supported"):
         krstore.DatasetSource(TensorDataset(X, Y), dtype="float8")
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +327,20 @@ def test_batches_that_cannot_be_mixed(batch: Any, said: str) -> None:
         next(krstore.Replay(Memoryless()).mix([batch]))
 
 
+def test_a_replay_over_others_is_where_it_was(store: krstore.Store, tmp_path: Path) -> None:
+    other = krstore.encode(ArraySource(-SOURCE.read(np.arange(SAMPLES)), LABELS), tmp_path / "other.krs", "raw")
+    replay = store.replay(batch_size=10, seed=3, classes=[5, 1000], transform=lambda x: 2 * x)
+    replay.take(7)
+    over = replay.over(other)
+    assert over.state_dict() == replay.state_dict()
+    for (x, y), (negative, labels) in zip(replay, over, strict=True):
+        assert torch.equal(x, -negative)
+        assert torch.equal(y, labels)
+    unlike = krstore.encode(ArraySource(SOURCE.read(np.arange(3)), [1, 2, 3]), tmp_path / "unlike.krs", "raw")
+    with pytest.raises(UsageError, match=r"unlike\.krs has other labels than"):
+        replay.over(unlike)
+
+
 @pytest.mark.parametrize("mixing", [False, True])
 def test_random_augmentation_is_the_same_with_each_seed(mixing: bool) -> None:
     """It draws in the caller, between what the loop draws, however far ahead batches are decoded."""
@@ -435,13 +454,52 @@ def test_shares_that_mix_nothing(store: krstore.Store) -> None:
             next(store.replay().mix([], share))
 
 
-def test_no_thread_is_left_behind(store: krstore.Store) -> None:
-    before = threading.active_count()
-    for batch in store.replay(batch_size=10, prefetch=4):
-        assert len(batch[0]) == 10
-        break
-    gc.collect()
-    assert threading.active_count() == before
+def test_threads_are_used_again(store: krstore.Store) -> None:
+    for _ in range(2):
+        before = threading.active_count()
+        for batch in store.replay(batch_size=10, prefetch=4):
+            assert len(batch[0]) == 10
+            break
+        gc.collect()
+    assert threading.active_count() == before, "the thread of the first is there for the second"
+
+
+FORKED = """
+import sys
+from torch.utils.data import DataLoader
+import krstore
+
+store = krstore.open(sys.argv[1], device="cpu")
+for _ in range(60):
+    list(store.replay(batch_size=32))
+    loader = DataLoader(store.replay(), 32, num_workers=2, multiprocessing_context="fork", timeout=10)
+    assert sum(len(y) for _, y in loader) == 300
+"""
+
+
+def test_workers_are_forked_after_batches_were_decoded_ahead(tmp_path: Path) -> None:
+    """In forks of a process in which a thread that had decoded had ended, MKL hung: in one of some dozens."""
+    options: dict[str, Any] = {"ratio": 4, "preset": "linear", "device": "cpu"}
+    path = krstore.encode(example_source(300, (8, 4, 4)), tmp_path / "x.krs", "transform", **options).path
+    ran = subprocess.run([sys.executable, "-c", FORKED, path], capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_forked_process_works_ahead_with_threads_of_its_own(store: krstore.Store) -> None:
+    list(store.replay())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if sorted(ids_of(store.replay(batch_size=10))) == [*range(SAMPLES)] else 1)
+    for _ in range(600):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("it hangs")
+    assert status == 0
 
 
 def test_errors_of_the_thread_reach_the_loop(tmp_path: Path) -> None:

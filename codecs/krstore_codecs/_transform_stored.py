@@ -83,7 +83,7 @@ def pack_encoder(analysis: Analysis) -> bytes:
     """Return an analysis as bytes, about one a weight."""
     plain = copy.deepcopy(analysis)
     quantiser = WeightQuantiser(plain, fine="basis")
-    quantiser.set_bytes(sum(p.numel() for p in analysis.parameters()))
+    quantiser.set_factor(1 / 64)
     return pack_weights({n: v.numpy() for n, v in plain_state(plain).items()}, quantiser.steps())
 
 

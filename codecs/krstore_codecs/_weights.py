@@ -175,16 +175,18 @@ class WeightQuantiser:
         if not all(np.isfinite(value).all() for value in state.values()):
             raise KrstoreError("the fit diverged: a weight is not finite; try a smaller --set learning_rate=")
         fixed = sum(2 * value.size for name, value in state.items() if name not in self.names) + 64
-        sizes = {name: float(np.sqrt(np.square(state[name], dtype=np.float64).mean())) or 1.0 for name in self.names}
-        if self._fine:
-            sizes = {name: size / 4 if name.startswith(self._fine) else size for name, size in sizes.items()}
+        sizes = self._sizes()
         low, high = 1e-3, 16.0
         for _ in range(18):
             middle = float(np.sqrt(low * high))
             total = fixed + sum(_coded_bytes(state[name], middle * size) for name, size in sizes.items())
             low, high = (low, middle) if total <= target else (middle, high)
-        for fake, size in zip(self._fakes, sizes.values(), strict=True):
-            fake.step.fill_(high * size)
+        self.set_factor(high)
+
+    def set_factor(self, factor: float) -> None:
+        """Set the steps to a factor times the root mean squares; a factor of 1/64 makes about a byte a weight."""
+        for fake, size in zip(self._fakes, self._sizes().values(), strict=True):
+            fake.step.fill_(factor * size)
         self.enable()
 
     @property
@@ -196,6 +198,14 @@ class WeightQuantiser:
         """Round the weights from now on."""
         for fake in self._fakes:
             fake.enabled = True
+
+    def _sizes(self) -> dict[str, float]:
+        """Return what the steps are in proportion to, by name."""
+        sizes = {}
+        for name, weight in zip(self.names, self._weights, strict=True):
+            size = float(weight.detach().double().square().mean().sqrt()) or 1.0
+            sizes[name] = size / 4 if self._fine and name.startswith(self._fine) else size
+        return sizes
 
 
 def _coded_bytes(values: NDArray[np.float32], step: float) -> float:

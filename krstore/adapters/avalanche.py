@@ -203,7 +203,8 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         codec: a registered codec's name. Later stores use the first one's decoder where it can be shared.
         share: replayed samples in a batch, from 0 to below 1; default in proportion to what is stored.
         balance: in what order earlier samples are replayed; see `krstore.Replay`.
-        through_codec: train on new features as the codec gives them back; otherwise, and beside exemplars, as they are.
+        through_codec: train on new features as the codec gives them back, beside exemplars as the codec of those does;
+            otherwise as they are.
         seed: of codec and order.
         encoding: other arguments of `krstore.encode`, `ratio` and `settings` for example.
         cache_bytes: see `krstore.Replay`.
@@ -235,6 +236,7 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         self._memory = Experiences(path, codec, seed, str(self.device), encoding, progress)
         self._share, self._balance, self._through_codec = share, balance, through_codec
         self._seed, self._cache_bytes = seed, cache_bytes
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def memory(self) -> Memory:
@@ -252,15 +254,29 @@ class FeatureReplay(SupervisedTemplate):  # type: ignore[misc]
         store = self._memory.take(number, (x for x, _ in _Extracted(every, self.features)), _labels(self.experience))
         arguments = {"device": self.device, "seed": self._seed, "cache_bytes": self._cache_bytes}
         old = None if earlier is None else Replay(earlier, balance=self._balance, **arguments)
-        new: _Extracted | Replay = store.replay(self.train_mb_size, **arguments)
-        if not self._through_codec or self._memory.chooses:
-            warn(earlier, "leave through_codec on, with a codec that keeps all samples")
+        new: _Extracted | Replay
+        if self._through_codec and not self._memory.chooses:
+            new = store.replay(self.train_mb_size, **arguments)
+        elif self._through_codec and earlier is not None and not earlier.exact:
+            self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            features = (x for x, _ in _Extracted(every, self.features))
+            path = Path(self._folder.name) / "passed.krs"
+            samples = self._memory.passed(number, features, _labels(self.experience), None, path)
+            new = Replay(samples, batch_size=self.train_mb_size, **arguments)
+        else:
+            warn(earlier, "leave through_codec on")
             train = self.experience.dataset.train()
             new = _Extracted(DataLoader(train, batch_size=self.train_mb_size, shuffle=True, **loading), self.features)
         share = self._share
         if share is None:
             share = len(old) / (len(old) + len(store)) if old else 0.0
         self.dataloader = _Mixed(new, old, share, _with_tasks(self.experience))
+
+    def _after_training_exp(self, **options: Any) -> None:
+        super()._after_training_exp(**options)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def forward(self) -> Any:
         """Return the scores of a batch: of features while training, of images otherwise."""

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from krstore.adapters._loaders import last_lossy, passed, shared, sharper
+from krstore.adapters._loaders import passed, shared, sharper
+from krstore.bars import Bars
 from krstore.distributed import processes
 from krstore.errors import MissingExtraError, UsageError
 from krstore.progress import SILENT, Progress
@@ -36,19 +37,20 @@ class ReplayDataModule(LightningDataModule):
     With several processes each gets its share of both, a `DataLoader` by a `DistributedSampler` as from Lightning.
 
     Beside what a lossy codec gives back, the new task passes through the codec too: a network that sees sharp new
-    samples beside smooth old ones learns to tell the two apart instead of the classes. The samples of the `DataLoader`
-    are encoded as the last of the replay's stores is, at its bytes a sample, into a temporary file of each process when
-    training begins; the loader's batches are then what that decodes to, in the replay's dtype and behind its
-    ``transform``. So its dataset has to give samples as they are stored, the same each time: augment by ``transform``.
+    samples beside smooth old ones learns to tell the two apart instead of the classes. Samples of a `DataLoader`, or of
+    a lossless store, are encoded as the last of the replay's lossy stores is, at its bytes a sample, into a temporary
+    file of each process when training begins, and batches are what that decodes to. Those of the loader are in the
+    replay's dtype and behind its ``transform`` then. So its dataset has to give samples as they are stored, the same
+    each time: normalise and augment by ``transform``.
 
     Args:
         new: the new task's batches: of a `DataLoader`, or of a replay of its own.
         replay: of a store or a memory.
         share: of replayed samples in a batch; see `krstore.replay.Replay.mix`.
         validation: batches to validate on. They are shown as they are.
-        through_codec: train on the samples of a `DataLoader` as the codec gives them back; otherwise as they are, and
-            beside a lossy codec's with a warning.
-        progress: shows how far encoding has come, in the first process; `krstore.Bars` for example.
+        through_codec: train on new samples as the codec gives them back; otherwise as they are, and beside a lossy
+            codec's with a warning.
+        progress: shows how far encoding has come, in the first process; default bars where the trainer has some.
 
     Raises:
         UsageError: a share out of range.
@@ -62,7 +64,7 @@ class ReplayDataModule(LightningDataModule):
         validation: DataLoader[Any] | list[DataLoader[Any]] | None = None,
         *,
         through_codec: bool = True,
-        progress: Progress = SILENT,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= share < 1:
@@ -70,11 +72,11 @@ class ReplayDataModule(LightningDataModule):
         self._new, self._replay, self._share, self._validation = new, replay, share, validation
         self._progress = progress
         unlike = sharper(new, replay)
-        self._passes = unlike and through_codec and isinstance(new, DataLoader) and last_lossy(replay) is not None
-        if unlike and not self._passes:
+        self._passes = unlike and through_codec
+        if unlike and not through_codec:
             warnings.warn(
                 f"new samples are sharper than what {replay.samples.path} decodes to, and a network learns to tell "
-                "them apart by that; give a DataLoader of them and leave through_codec on",
+                "them apart by that; leave through_codec on",
                 stacklevel=2,
             )
 
@@ -87,14 +89,19 @@ class ReplayDataModule(LightningDataModule):
             KrstoreError: as `krstore.encode`.
         """
         if self._passes:
-            assert isinstance(self._new, DataLoader)
             folder = tempfile.mkdtemp()
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            progress = SILENT if processes()[0] else self._progress
-            self._new = passed(self._new, self._replay, Path(folder) / "passed.krs", progress)
+            self._new = passed(self._new, self._replay, Path(folder) / "passed.krs", self._shown())
             self._passes = False
         new = shared(self._new, *processes()) if isinstance(self._new, DataLoader) else self._new
         return _Mixed(new, self._replay, self._share)
+
+    def _shown(self) -> Progress:
+        if processes()[0]:
+            return SILENT
+        trainer = self.trainer
+        bars = trainer is not None and trainer.progress_bar_callback is not None
+        return self._progress or (Bars() if bars else SILENT)
 
     def val_dataloader(self) -> Any:
         """Return the batches to validate on."""

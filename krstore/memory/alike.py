@@ -50,7 +50,8 @@ def encode_alike(
     if codec.shares_decoder and store.codec == name:
         options["decoder"] = store
     share, sizes, room = source.spec.samples / len(store), store.bytes, 0
-    limit = sizes.network + math.ceil(share * (sizes.latent + sizes.labels)) + sizes.overhead
+    ids = store.header.members["ids"].bytes if "ids" in store.header.members else 0
+    limit = sizes.network + math.ceil(share * (sizes.latent + sizes.labels - ids)) + sizes.overhead
     most = math.ceil(max(1, share) * sizes.file) + ROOM
     while True:
         try:

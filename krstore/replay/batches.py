@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 import zlib
@@ -89,6 +90,9 @@ class Replay(Dataset[Batch]):
 
     Raises:
         UsageError: there are no labels, a class is not there, or an argument is out of range.
+
+    Attributes:
+        rows: which of the samples are replayed (N,).
     """
 
     _sampled = False
@@ -124,22 +128,22 @@ class Replay(Dataset[Batch]):
         self.samples, self.batch_size, self.device, self.dtype = samples, batch_size, device, dtype
         self.drop_last, self.prefetch, self.transform, self.cache_bytes = drop_last, prefetch, transform, cache_bytes
         self._labels = torch.from_numpy(samples.labels)
-        self._rows = _rows_of(samples, classes)
-        if not len(self._rows):
+        self.rows = _rows_of(samples, classes)
+        if not len(self.rows):
             raise UsageError(f"classes={classes}: nothing of {samples.path} is left to replay")
         if (rank is None) != (world_size is None):
             raise UsageError("give rank and world_size together, or neither")
         process = None if rank is None or world_size is None else (rank, world_size)
         own, world = process or processes()
         order = Order.of(
-            balance, samples.labels[self._rows], None if samples.store_of is None else samples.store_of[self._rows],
+            balance, samples.labels[self.rows], None if samples.store_of is None else samples.store_of[self.rows],
             shuffle=shuffle, seed=seed, rank=own, world=world,
         )  # fmt: skip
         self._course, self._balanced = Course(order, process), order.groups is not None
         self._place, self._loaded = Place(0, 0), False
         self._told = {
-            "samples": len(self._rows),
-            "crc32": zlib.crc32(samples.labels[self._rows].tobytes(), zlib.crc32(self._rows.tobytes())),
+            "samples": len(self.rows),
+            "crc32": zlib.crc32(samples.labels[self.rows].tobytes(), zlib.crc32(self.rows.tobytes())),
             "seed": seed, "balance": balance, "shuffle": shuffle,
         }  # fmt: skip
         self._cache()
@@ -149,7 +153,7 @@ class Replay(Dataset[Batch]):
         self._cache()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def order(self) -> Order:
@@ -212,6 +216,19 @@ class Replay(Dataset[Batch]):
         if not 0 <= share < 1:
             raise UsageError(f"share={share} is not in 0..1, 1 left out")
         return self._mixed(new, share / (1 - share))
+
+    def over(self, samples: Replayable) -> Replay:
+        """Return this replay, where it is, over others in the samples' places, with the same labels.
+
+        Raises:
+            UsageError: their labels are other ones.
+        """
+        if samples.labels is None or not np.array_equal(samples.labels, self._labels.numpy()):
+            raise UsageError(f"{samples.path} has other labels than {self.samples.path}")
+        replay = copy.copy(self)
+        replay.samples = samples
+        replay._cache()
+        return replay
 
     def sampler(self) -> ReplaySampler:
         """Return the batches of iterating, for the workers of a `DataLoader` to decode; see `ReplaySampler`."""
@@ -278,7 +295,7 @@ class Replay(Dataset[Batch]):
         return list(zip(features, labels, strict=True))
 
     def _decode(self, indices: Ids) -> Batch:
-        rows = self._rows[indices]
+        rows = self.rows[indices]
         features = self.samples.decode_tensor(rows)
         device = features.device if self.device is None or get_worker_info() is not None else self.device
         return features.to(device, self.dtype or features.dtype), self._labels[torch.from_numpy(rows)].to(device)

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 __all__ = ["ahead"]
 
@@ -41,8 +41,8 @@ class _Worker:
     has ended, and for a lock that one holds which is at work; so threads do not end, and forking waits for their items.
     """
 
-    every: list[_Worker] = []
-    idle: list[_Worker] = []
+    every: ClassVar[list[_Worker]] = []
+    idle: ClassVar[list[_Worker]] = []
 
     def __init__(self) -> None:
         self._pool, self._working = ThreadPoolExecutor(1, "krstore-replay"), threading.Lock()

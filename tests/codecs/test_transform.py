@@ -352,3 +352,18 @@ def test_coefficients_beyond_the_coders_range_are_reckoned_as_they_are_stored() 
     beyond = torch.tensor([[3e12, 0.0], [-3e12, 0.0], [0.0, 0.0]])[:, :, None, None]
     limit = torch.tensor([[float(LARGEST), 0.0], [-float(LARGEST), 0.0], [0.0, 0.0]])[:, :, None, None]
     assert 0 < _coded(beyond, 1.0) == _coded(limit, 1.0)
+
+
+@pytest.mark.parametrize(("shape", "ratio"), [((8,), 3.0), ((8, 4, 4), 8.0), ((12, 4, 4), 8.0), ((3, 16, 16), 6.0)])
+def test_a_kept_encoder_is_as_good_as_it_was(shape: tuple[int, ...], ratio: float, tmp_path: Path) -> None:
+    """However few its weights are: a budget of a byte each went to tables, and they were rounded to nothing."""
+    options: dict[str, Any] = {"ratio": ratio, "preset": "linear", "device": "cpu"}
+    errors = []
+    for encoder in (False, True):
+        store = krstore.encode(
+            example_source(600, shape), tmp_path / f"{encoder}.krs", "transform", settings={"encoder": encoder},
+            **options,
+        )  # fmt: skip
+        assert store.quality is not None
+        errors.append(store.quality.nmse)
+    assert errors[1] < 3 * errors[0] + 0.003
