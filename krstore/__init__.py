@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from krstore.errors import KrstoreError
     from krstore.extraction import extract
     from krstore.memory import Memory
+    from krstore.memory.alike import encode_alike
     from krstore.registry import codec_names, get_codec
     from krstore.replay import Replay
     from krstore.store.export import decode, decode_snapshots
@@ -55,6 +56,7 @@ __all__ = [
     "decode",
     "decode_snapshots",
     "encode",
+    "encode_alike",
     "encode_snapshots",
     "extract",
     "get_codec",
@@ -85,6 +87,7 @@ _HOMES = {
     "decode": "krstore.store.export",
     "decode_snapshots": "krstore.store.export",
     "encode": "krstore.store.writer",
+    "encode_alike": "krstore.memory.alike",
     "encode_snapshots": "krstore.store.writer",
     "extract": "krstore.extraction",
     "get_codec": "krstore.registry",

@@ -12,8 +12,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import krstore
 from krstore.errors import CorruptStoreError, KrstoreError, UsageError
 from krstore.store import layout
 from krstore.store.container import Container
@@ -183,6 +185,14 @@ def test_replaced_file_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UsageError, match="is not a file"):
         opened.read("labels")
+
+
+def test_what_is_no_store_is_said_to_be_what_it_may_be(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a folder, not a file; krstore memory info and verify are for memories"):
+        Container(tmp_path)
+    np.savez(tmp_path / "x.npz", x=np.zeros(3))
+    with pytest.raises(CorruptStoreError, match=r"'header\.json' is missing; if it is an archive of samples"):
+        krstore.open(tmp_path / "x.npz")
 
 
 def test_file_that_shrinks_while_open(tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def check_ranges(source: Source, normaliser: Normaliser, context: FitContext) ->
         f"{len(clipped)} of {len(low)} channels leave the range of the decoder given; channel {worst} reaches "
         f"{minimum[worst]:.4g} to {maximum[worst]:.4g}, the decoder {low[worst]:.4g} to {high[worst]:.4g}"
     )
-    if lost > MOST_LOST:
-        said += f", and clipping would lose {100 * lost:.3g} % of the variance"
     if beyond[worst] > SLACK or lost > MOST_LOST:
-        raise DecoderMismatchError(f"{said}. Encode without --decoder")
-    context.progress.note(f"transform: {said}; what is beyond is clipped")
+        raise DecoderMismatchError(
+            f"{said}, and clipping would lose {100 * lost:.3g} % of the variance. Encode without --decoder"
+        )
+    context.progress.note(f"transform: {said}; what is beyond is clipped, {100 * lost:.2g} % of the variance")
 
 
 def _lost(source: Source, normaliser: Normaliser, context: FitContext) -> float:

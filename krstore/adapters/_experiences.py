@@ -19,7 +19,7 @@ from krstore.memory import Memory
 from krstore.memory.alike import encode_alike
 from krstore.memory.beside import encode_beside
 from krstore.memory.samples import MemorySamples
-from krstore.progress import Progress
+from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
 from krstore.source import Ids, Source, SourceSpec, default_channel_axis
 from krstore.store.reader import Store
@@ -44,7 +44,7 @@ class Experiences:
         seed: int,
         device: str,
         encoding: Mapping[str, Any] | None,
-        progress: Progress,
+        progress: Progress = SILENT,
     ) -> None:
         self._codec: type[Codec[Any, Any]] = get_sample_codec(codec)
         self._seed, self._device, self._encoding, self._progress = seed, device, dict(encoding or {}), progress

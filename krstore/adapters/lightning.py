@@ -93,8 +93,9 @@ class ReplayDataModule(LightningDataModule):
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             self._new = passed(self._new, self._replay, Path(folder) / "passed.krs", self._shown())
             self._passes = False
-        new = shared(self._new, *processes()) if isinstance(self._new, DataLoader) else self._new
-        return _Mixed(new, self._replay, self._share)
+        if isinstance(self._new, DataLoader):
+            return _Mixed(shared(self._new, *processes()), self._replay, self._share)
+        return _MixedReplays(self._new, self._replay, self._share)
 
     def _shown(self) -> Progress:
         if processes()[0]:
@@ -137,3 +138,16 @@ class _Mixed:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._replay.mix(self._new, self._share):
             yield batch.x, batch.y
+
+
+class _MixedReplays(_Mixed):
+    """The same of two replays. That it has a state tells Lightning that it goes on where it was.
+
+    The state itself is the module's, which Lightning loads before it asks for batches.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        return

@@ -12,12 +12,14 @@ import msgspec
 
 from krstore.errors import ConfigError, UnknownNameError, UsageError
 from krstore.learning.config import NO_EXEMPLARS, Adjusting, Finetuning, MemoryConfig, Options, RunConfig, Training
+from krstore.learning.learners import get_learner
 from krstore.registry import get_sample_codec
 
 __all__ = ["PRESETS", "as_text", "build_run_config", "dotted", "merged", "preset_values"]
 
 PRESETS = ("fast", "paper", "small")
 RATES = {"ratio", "budget"}
+RATE_NAMES = {"budget", *(f"memory.{rate}" for rate in RATES)}
 COUNTS = {"per_class", "total"}
 SELECTION = {"exemplars", *COUNTS}
 TABLES: dict[str, type[Options]] = {
@@ -43,7 +45,7 @@ def build_run_config(
         preset: one of `PRESETS`: hyper-parameters of all methods, and what single methods have of their own. What it
             says of the memory holds for its codec; naming another leaves that out, as a ratio or a budget does with the
             preset's; where exemplars are ``"none"``, there is no memory, and nothing of the preset's to fine-tune on.
-        file: a TOML file with the same names.
+        file: a TOML file with the same names. A ratio or budget of the settings stands in the place of any of its.
 
     Raises:
         UnknownNameError: no such preset or setting; the learner's own options are checked when it is made.
@@ -60,7 +62,7 @@ def build_run_config(
         if said.get("exemplars") == NO_EXEMPLARS:
             values = {name: value for name, value in values.items() if name not in ("memory", "finetuning")}
     _overlay(values, own)
-    _check_names(values, RunConfig)
+    _check_names(values, RunConfig, method=method)
     try:
         return msgspec.convert({**values, "method": method}, RunConfig, strict=False)
     except msgspec.ValidationError as error:
@@ -68,12 +70,17 @@ def build_run_config(
         raise ConfigError(f"{place.strip('`$.') or 'the run'}: {what}") from None
 
 
-def _check_names(values: Mapping[str, Any], kind: type[Options], place: str = "") -> None:
-    """Refuse settings that there are not, with the nearest one of the same table."""
+def _check_names(values: Mapping[str, Any], kind: type[Options], place: str = "", method: str | None = None) -> None:
+    """Refuse settings that there are not, with the nearest one of the same table, or one of that name elsewhere."""
     known = [f"{place}{field.name}" for field in msgspec.structs.fields(kind)]
     for name, value in values.items():
         if f"{place}{name}" not in known:
-            raise UnknownNameError("setting of a run", f"{place}{name}", known)
+            tables: dict[str, type[msgspec.Struct]] = {}
+            if method is not None:
+                tables = {**TABLES, "options": get_learner(method).Config}
+            elsewhere = [f"{table}.{name}" for table, its in tables.items() if name in its.__struct_fields__]
+            hint = f"There is {' and '.join(elsewhere)}." if elsewhere else ""
+            raise UnknownNameError("setting of a run", f"{place}{name}", known, hint)
         if name in TABLES and isinstance(value, Mapping):
             _check_names(value, TABLES[name], f"{place}{name}.")
 
@@ -124,10 +131,16 @@ def _given(file: str | Path | None, settings: Mapping[str, Any]) -> dict[str, An
     """Return what the file and single settings say."""
     values: dict[str, Any] = {}
     if file is not None:
+        if not Path(file).is_file():
+            raise UsageError(f"{file} is not a file; expected a TOML file")
         try:
             _overlay(values, tomllib.loads(Path(file).read_text()))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{file} cannot be read as TOML: {error}") from error
+    if any(settings.get(name) is not None for name in RATE_NAMES):
+        values.pop("budget", None)
+        if isinstance(values.get("memory"), dict):
+            values["memory"] = {name: value for name, value in values["memory"].items() if name not in RATES}
     for name, value in settings.items():
         if value is not None:
             _overlay(values, _nested(name.split("."), _literal(value) if name.startswith("model_args.") else value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -113,7 +113,8 @@ def collect(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Gr
         names: of the groups, in the order of the folders; default made of what tells them apart.
 
     Raises:
-        UsageError: a folder has no finished run, runs are of different tasks, or names are not one a group.
+        UsageError: a folder has no finished run, runs are of different tasks, two are the same with the same seed, or
+            names are not one a group.
         CorruptStoreError: a result is malformed.
     """
     found: dict[Path, RunResult] = {}
@@ -130,11 +131,22 @@ def collect(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Gr
     for place, run in found.items():
         data = {"data": run.data, "test": ""} if run.data else {}  # wherever they lie
         groups.setdefault(frozenset((settings(run.config) | data).items()), []).append(place)
+    for places in groups.values():
+        _check_seeds({place: found[place].config.seed for place in places})
     made = _names([found[places[0]] for places in groups.values()])
     if names and (len(names) != len(made) or len({*names}) != len(made)):
         raise UsageError(f"names are {', '.join(names)}; expected one for each of {', '.join(made)}, no two the same")
     ordered = [sorted(places, key=lambda place: found[place].config.seed) for places in groups.values()]
     return [Group(name, [found[p] for p in own], own) for name, own in zip(names or made, ordered, strict=True)]
+
+
+def _check_seeds(seeds: Mapping[Path, int]) -> None:
+    """Refuse runs that differ in nothing: their mean and deviation would be of fewer runs than they say."""
+    seen: dict[int, Path] = {}
+    for place, seed in seeds.items():
+        if seed in seen:
+            raise UsageError(f"{seen[seed]} and {place} are the same run, seed {seed}; report one of them")
+        seen[seed] = place
 
 
 def _names(runs: Sequence[RunResult]) -> list[str]:

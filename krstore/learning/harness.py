@@ -168,6 +168,7 @@ class _Run:
             self.recall.check(len(self.result.steps))
             self._share_budget()
         if self.result.steps and not self.result.finished:
+            self.progress.note(f"{self.folder}: goes on after step {len(self.result.steps) - 1}")
             self.network.grow(self.scenario.tasks[len(self.result.steps) - 1].stop)
             if self.config.transfer and len(self.result.steps) > 1:
                 self.network.transfer()

@@ -208,7 +208,10 @@ def build_network(
         with torch.inference_mode():
             embedded = body(example)
     except Exception as error:  # another's code runs here, and may raise anything
-        raise UsageError(f"{factory} fails on samples of shape {tuple(example.shape[1:])}: {error}") from error
+        raise UsageError(
+            f"{factory} fails on samples of shape {tuple(example.shape[1:])}: {error}. Name a network for such samples "
+            "(--model), as krstore.backbones:resnet32_tail is for what the first layers of resnet32 make of images"
+        ) from error
     if not isinstance(embedded, Tensor) or embedded.ndim != 2:
         shape = tuple(embedded.shape) if isinstance(embedded, Tensor) else type(embedded).__name__
         raise UsageError(f"{factory} maps samples to {shape}; expected embeddings (B, D)")

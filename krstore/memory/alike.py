@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from krstore.archives import open_archive
 from krstore.errors import DecoderMismatchError, TargetUnreachableError
 from krstore.progress import SILENT, Progress
 from krstore.registry import get_sample_codec
@@ -28,22 +29,34 @@ def storage(store: Store) -> tuple[str, dict[str, Any]]:
 
 
 def encode_alike(
-    store: Store, source: Source, output: Path, *, device: str = "auto", seed: int = 0, progress: Progress = SILENT
+    store: Store | str | Path,
+    source: Source | str | Path,
+    output: str | Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> Store:
     """Encode samples with what a store's are stored with: its codec, its decoder if that can be shared, its rate.
 
-    They come out as unlike what they were as the store's do, so that a network cannot tell old from new by that.
+    They come out as unlike what they were as the store's do, so that a network cannot tell old from new by that. What
+    the file has beside samples, a shared decoder above all, comes on top of their bytes. All samples are kept, also
+    where the store is of exemplars.
 
     Args:
-        source, output, device, seed, progress: see `krstore.encode`; an interrupted call is taken up.
+        store: as which to encode; a path, or an open store.
+        source, output, device, seed, force, progress: see `krstore.encode`; an interrupted call is taken up.
 
     Raises:
         as `krstore.encode`.
     """
+    store = store if isinstance(store, Store) else Store(store, device=device)
+    source = open_archive(source) if isinstance(source, str | Path) else source
     name, settings = storage(store)
     codec = get_sample_codec(name)
     options: dict[str, Any] = {
-        "settings": settings, "device": device, "seed": seed, "resume": "auto", "progress": progress,
+        "settings": settings, "device": device, "seed": seed, "force": force, "resume": "auto", "progress": progress,
     }  # fmt: skip
     if codec.lossless:
         return encode(source, output, name, **options)

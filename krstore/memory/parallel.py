@@ -40,7 +40,7 @@ def extend(
     max_mse: float | None = None,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    decoder: str | Path | None = None,
+    decoder: Store | str | Path | None = None,
     seed: int = 0,
     task_model: torch.nn.Module | None = None,
     trust: bool = False,
@@ -64,10 +64,13 @@ def extend(
         the entries of the new stores.
 
     Raises:
-        UsageError: fewer samples than shards, two shards of the same samples, or as `Memory.append`.
+        UsageError: archives are no paths, fewer samples than shards, two shards of the same samples, or as
+            `Memory.append`.
         ArchiveError, TargetUnreachableError: as `krstore.encode`; the memory is as it was.
     """
     rank, world = processes()
+    if isinstance(archives, str) or not all(isinstance(archive, str | Path) for archive in archives):
+        raise UsageError("archives: expected a list of paths; what is no file is encoded and then appended")
     paths = [Path(archive) for archive in archives]
     if shards < 1:
         raise UsageError(f"shards={shards} is not positive")
@@ -75,9 +78,9 @@ def extend(
     told = [_identity(path) for path in paths]
     memory.reload()
     _check_sources(memory, paths, trust)
-    shared = None if decoder is None else _identity(Path(decoder))
+    opened = Store(decoder) if isinstance(decoder, str | Path) else decoder
+    shared = None if opened is None else _identity(opened.path)
     seen_by = None if task_model is None else weights_hash(task_model)
-    opened = None if decoder is None else Store(decoder)
     identity = msgspec.json.encode([told, codec, shards, ratio, max_mse, preset, settings, shared, seen_by, seed])
     name = f"encode-{hashlib.sha256(identity).hexdigest()[:16]}"
     with memory.folder.working(name, rank=rank if world > 1 else None) as folder:

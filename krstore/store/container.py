@@ -151,7 +151,8 @@ class Container:
         """Open the file, to be held from now on if there is room; the lock is not held while the disk is waited for."""
         try:
             if not self.path.is_file():
-                raise UsageError(f"{self.path} is not a file")
+                said = "a folder, not a file; krstore memory info and verify are for memories"
+                raise UsageError(f"{self.path} is {said if self.path.is_dir() else 'not a file'}")
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UsageError(f"{self.path} cannot be opened: {error.strerror}") from error
@@ -216,7 +217,8 @@ class Container:
 
     def _member(self, name: str) -> Member:
         if name not in self.members:
-            raise self._corrupt(f"member {name!r} is missing")
+            cure = "; if it is an archive of samples, as .npz files are, encode it first" if name == HEADER else ""
+            raise self._corrupt(f"member {name!r} is missing{cure}")
         return self.members[name]
 
     def _corrupt(self, what: str) -> CorruptStoreError:

@@ -97,6 +97,26 @@ def test_no_other_input_is_an_output(cli: Any, archive: Path) -> None:
     assert store.read_bytes() == before
 
 
+def test_an_archive_is_encoded_like_another_was(cli: Any, archive: Path) -> None:
+    old, new = archive.with_name("old.krs"), archive.with_name("new.krs")
+    made = cli(
+        "encode", archive, "-o", old, "--ratio", "1.5", "--preset", "linear", "--set", "encoder=true", "--json"
+    ).json
+    like = cli("encode", archive, "-o", new, "--like", old, "--json").json
+    assert like["codec"] == "transform"
+    assert like["ratio"] == pytest.approx(made["ratio"], rel=0.05)
+    assert like["quality"]["nmse"] == pytest.approx(made["quality"]["nmse"], rel=0.2)
+    weights = [krstore.open(path).header.members["payload/network/weights"].sha256 for path in (old, new)]
+    assert weights[0] == weights[1]
+    for option in (("--codec", "raw"), ("--ratio", "2"), ("--set", "level=3"), ("--decoder", old)):
+        refused = cli("encode", archive, "-o", archive.with_name("no.krs"), "--like", old, *option)
+        assert refused.code == 2
+        assert f"says how to encode; leave {option[0]} out" in refused.line
+    assert cli("encode", archive, "-o", old, "--like", old, "--force").code == 2
+    assert cli("encode", archive, "--like", old).code == 0
+    assert archive.with_name(f"{archive.stem}.transform.krs").exists()
+
+
 @pytest.mark.parametrize("path", [".", "/", "..", "nothing.h5"])
 def test_what_is_no_file_has_no_place_beside_it(cli: Any, path: str) -> None:
     ran = cli("encode", path, "--codec", "raw")

@@ -232,6 +232,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_pat
     built = config(data, "kril", **{"memory.codec": "transform", "memory.preset": "linear", "memory.ratio": 8.0})
     whole = learn(built, tmp_path / "whole")
     arguments = [msgspec.json.encode(built).decode(), str(tmp_path / "killed"), str(Path(__file__).parent)]
+    said = ""
     for wait in (1, 0):
         with subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
@@ -239,7 +240,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(data: Path, tmp_pat
                 pass
             time.sleep(0.02 * wait)
             process.send_signal(signal.SIGKILL if wait else 0)
-            process.stdout.read()
+            said = process.stdout.read()
+    assert "killed: goes on after step " in said
     ended = read_result(tmp_path / "killed")
     assert ended.finished
     assert [step.confusion for step in ended.steps] == [step.confusion for step in whole.steps]

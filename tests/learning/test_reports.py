@@ -147,6 +147,9 @@ def test_runs_that_cannot_be_reported(data: Path, tmp_path: Path) -> None:
     learn(config(data, steps=4), tmp_path / "b")
     with pytest.raises(UsageError, match="tasks of different sizes"):
         report([tmp_path / "a", tmp_path / "b"], tmp_path / "report")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    with pytest.raises(UsageError, match=r"a and .*copy are the same run, seed \d+; report one of them"):
+        report([tmp_path / "a", tmp_path / "copy"], tmp_path / "report")
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(data: Path, tmp_path: Path) -> None:

@@ -30,18 +30,31 @@ def test_options_come_from_preset_file_and_settings_in_this_order(tmp_path: Path
     ("settings", "error", "message"),
     [
         ({"baze": 3}, UnknownNameError, "unknown setting of a run 'baze'. Did you mean 'base'"),
+        ({"epochs": 3}, UnknownNameError, r"There is base_training.epochs and training.epochs and "),
+        ({"auxiliary": 0}, UnknownNameError, r"There is options.auxiliary"),
         ({"training.epoch": 3}, UnknownNameError, "'training.epoch'. Did you mean 'training.epochs'"),
         ({"memory.adjust.rte": 3}, UnknownNameError, "Did you mean 'memory.adjust.rate'"),
         ({"training.epochs": "many"}, ConfigError, "training.epochs: Expected `int`"),
         ({"base": -1}, ConfigError, "base: Expected `int` >= 0"),
         ({"preset": "quick"}, UnknownNameError, "unknown preset 'quick'"),
-        ({"file": "nothing.toml"}, UsageError, "nothing.toml cannot be read"),
+        ({"file": "nothing.toml"}, UsageError, "nothing.toml is not a file"),
     ],
 )
 def test_options_that_are_wrong(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     own = {name: settings.pop(name) for name in ("preset", "file") if name in settings}
     with pytest.raises(error, match=message):
         build_run_config("kril", {"data": "x", **settings}, **own)
+
+
+@pytest.mark.parametrize("said", ["budget = 900", "[memory]\nratio = 50.0", "[memory]\nbudget = 900"])
+@pytest.mark.parametrize("rate", ["budget", "memory.budget", "memory.ratio"])
+def test_a_rate_of_the_settings_is_in_the_place_of_the_files(said: str, rate: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(said)
+    built = build_run_config("kril", {"data": "x", rate: 7}, file=file)
+    rates = {"budget": built.budget, "memory.budget": built.memory.budget, "memory.ratio": built.memory.ratio}
+    assert rates.pop(rate) == 7
+    assert set(rates.values()) == {None}
 
 
 def test_every_learner_is_registered_under_its_name() -> None:

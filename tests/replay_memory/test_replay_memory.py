@@ -287,6 +287,9 @@ def test_one_process_encodes_all_shards(memory: Memory, tmp_path: Path) -> None:
     assert [entry.samples for entry in entries] == [10, 10, 10]
     with pytest.raises(UsageError, match="30 samples do not make 31 shards"):
         memory.extend([tmp_path / "features.npz"], "raw", shards=31)
+    for archives in ("features.npz", [source]):
+        with pytest.raises(UsageError, match="archives: expected a list of paths; what is no file is encoded"):
+            memory.extend(archives, "raw")
     with pytest.raises(UsageError, match=r"nothing\.npz cannot be read"):
         memory.extend([tmp_path / "nothing.npz"], "raw")
 

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLE", "encode"]
 
+UNLIKE = {
+    "codec": "--codec", "ratio": "--ratio", "max_bytes": "--max-bytes", "max_mse": "--max-mse", "preset": "--preset",
+    "settings": "--set", "decoder": "--decoder", "task_model": "--task-model", "per_step": "--per-step",
+}  # fmt: skip
+
 EXAMPLE = "Example: krstore encode features.h5 --codec krnet --ratio 40"
 
 
@@ -67,6 +72,10 @@ def encode(
     decoder: Annotated[
         Path | None, option("--decoder", help="A store whose decoder is used as it is; of the same codec.")
     ] = None,
+    like: Annotated[
+        Path | None,
+        option("--like", help="A store: encode by its codec, with its decoder if that can be shared, at its rate."),
+    ] = None,
     per_step: Annotated[
         str | None,
         option(
@@ -84,23 +93,27 @@ def encode(
     """Encode a feature archive, or with a snapshot codec a network's states, into a store.
 
     Give at most one of --ratio, --max-bytes and --max-mse; without any, and without a preset, a lossy codec aims at a
-    ratio of 20. Without -o the store is written beside the archive, as NAME.CODEC.krs.
+    ratio of 20. Without -o the store is written beside the archive, as NAME.CODEC.krs. With --like an archive is
+    encoded as another one's store was, at as many bytes a sample: what a memory that grows wants of later tasks.
     """
     out = output.begin(json, quiet, verbose)
     from krstore.archives import open_archive, open_snapshots
     from krstore.codec import Kind
     from krstore.distributed import joined, processes
     from krstore.files import check_target
+    from krstore.memory.alike import encode_alike
     from krstore.registry import get_codec
     from krstore.store.summary import summarise
     from krstore.store.writer import default_output, encode_snapshots
     from krstore.store.writer import encode as encode_samples
 
     began = time.monotonic()
+    if like is not None:
+        codec = _codec_of(context, like)
     targets = chosen_target(context, ratio=ratio, max_bytes=max_bytes, max_mse=max_mse)
     kind = get_codec(codec).kind
     target = default_output(archive, codec) if output_path is None else output_path
-    check_target(target, force=force, inputs=(archive, labels_key, decoder, task_weights))
+    check_target(target, force=force, inputs=(archive, labels_key, decoder, task_weights, like))
     given: dict[str, Any] = {
         "preset": preset,
         "settings": parse_settings(settings or []) | ({} if per_step is None else {"per_step": per_step}),
@@ -122,6 +135,10 @@ def encode(
             }
         )
         store = encode_snapshots(open_snapshots(archive, trust=trust), target, codec=codec, **given)
+    elif like is not None:
+        source = open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust)
+        options = {name: given[name] for name in ("device", "seed", "force", "progress")}
+        store = encode_alike(like, source, target, **options)
     else:
         source = open_archive(archive, features_key=features_key, labels_key=labels_key, trust=trust)
         task = load_task_model(task_model, task_weights)
@@ -134,6 +151,19 @@ def encode(
     seconds = time.monotonic() - began
     out.result({**facts, "seconds": seconds}, store_block(facts))
     out.status(f"wrote {store.path} in {seconds:.1f} s")
+
+
+def _codec_of(context: typer.Context, like: Path) -> str:
+    """Return the codec that samples of a store are stored with; options that say otherwise are refused."""
+    from krstore.memory.alike import storage
+    from krstore.store.reader import Store
+
+    for name, flag in UNLIKE.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise UsageError(f"--like {like} says how to encode; leave {flag} out")
+    with Store(like) as store:
+        return storage(store)[0]
 
 
 def _refuse_for_states(options: dict[str, str | None]) -> None:
