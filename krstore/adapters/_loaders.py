@@ -43,7 +43,7 @@ def lossy(replay: Replay) -> list[Store]:
 
 
 def sharper(new: Batches, replay: Replay) -> bool:
-    """Whether new samples are as they were, and replayed ones of ours are not."""
+    """Whether new samples are as they were, and ones that a replay shows are not."""
     data = new.dataset if isinstance(new, DataLoader) else new
     while isinstance(data, Subset):
         data = data.dataset

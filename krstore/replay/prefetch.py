@@ -45,7 +45,7 @@ class _Worker:
     idle: ClassVar[list[_Worker]] = []
 
     def __init__(self) -> None:
-        self._pool, self._working = ThreadPoolExecutor(1, "krstore-replay"), threading.Lock()
+        self._pool, self._working = ThreadPoolExecutor(1, "krstore-replay"), threading.RLock()
         self.every.append(self)
 
     @classmethod

@@ -160,7 +160,7 @@ def _codec_of(context: typer.Context, like: Path) -> str:
 
     for name, flag in UNLIKE.items():
         source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT":
+        if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"--like {like} says how to encode; leave {flag} out")
     with Store(like) as store:
         return storage(store)[0]
