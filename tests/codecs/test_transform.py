@@ -354,10 +354,10 @@ def test_coefficients_beyond_the_coders_range_are_reckoned_as_they_are_stored() 
     assert 0 < _coded(beyond, 1.0) == _coded(limit, 1.0)
 
 
-@pytest.mark.parametrize(("shape", "ratio"), [((8,), 3.0), ((8, 4, 4), 8.0), ((12, 4, 4), 8.0), ((3, 16, 16), 6.0)])
-def test_a_kept_encoder_is_as_good_as_it_was(shape: tuple[int, ...], ratio: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(6,), (8,), (4, 4, 4), (8, 4, 4), (3, 16, 16)])
+def test_a_kept_encoder_is_as_good_as_it_was(shape: tuple[int, ...], tmp_path: Path) -> None:
     """However few its weights are: a budget of a byte each went to tables, and they were rounded to nothing."""
-    options: dict[str, Any] = {"ratio": ratio, "preset": "linear", "device": "cpu"}
+    options: dict[str, Any] = {"ratio": 3, "preset": "linear", "device": "cpu"}
     errors = []
     for encoder in (False, True):
         store = krstore.encode(
